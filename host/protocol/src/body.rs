@@ -48,22 +48,17 @@ impl Body {
     /// See [`BodyError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, BodyError> {
         type Parts = (Box<RawValue>, Box<RawValue>, Embed);
-        let (args, kwargs, embed): Parts =
-            serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-                serde_json::error::Category::Data => BodyError::WrongShape(error),
-                _ => BodyError::NotJson(error),
-            })?;
+        let (args, kwargs, embed): Parts = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => BodyError::WrongShape(error),
+            _ => BodyError::NotJson(error),
+        })?;
         if !args.get().starts_with('[') {
             return Err(BodyError::ArgsNotArray);
         }
         if !kwargs.get().starts_with('{') {
             return Err(BodyError::KwargsNotObject);
         }
-        Ok(Self {
-            args,
-            kwargs,
-            embed,
-        })
+        Ok(Self { args, kwargs, embed })
     }
 
     /// The bytes that Celery's client would publish.
@@ -82,10 +77,7 @@ mod tests {
     #[test]
     fn arguments_pass_through_unparsed() {
         let body = Body::decode(GOLDEN.as_bytes()).unwrap();
-        assert_eq!(
-            (body.args.get(), body.kwargs.get()),
-            ("[2, 2]", r#"{"k": 1}"#)
-        );
+        assert_eq!((body.args.get(), body.kwargs.get()), ("[2, 2]", r#"{"k": 1}"#));
         assert!(body.embed.chain.is_none());
     }
 

@@ -27,11 +27,7 @@ pub struct Call {
 impl Call {
     /// A call of `task` with a fresh id and no arguments.
     pub fn new(task: impl Into<String>) -> Self {
-        Self {
-            task: task.into(),
-            id: uuid::Uuid::new_v4().to_string(),
-            ..Self::default()
-        }
+        Self { task: task.into(), id: uuid::Uuid::new_v4().to_string(), ..Self::default() }
     }
 
     /// The message as `now`'s Celery client would publish it.
@@ -58,11 +54,7 @@ impl Call {
             "stamps": {},
         });
         let mut headers = self.headers.clone();
-        headers.extend(
-            own.as_object()
-                .expect("the literal above is an object")
-                .clone(),
-        );
+        headers.extend(own.as_object().expect("the literal above is an object").clone());
         let body = Body {
             args: to_raw_value(&self.args).expect("JSON values always serialise"),
             kwargs: to_raw_value(&self.kwargs).expect("JSON values always serialise"),
@@ -74,11 +66,7 @@ impl Call {
             expiration: self.expires.map(|expires| milliseconds_until(expires, now)),
             ..Properties::persistent_json()
         };
-        Message {
-            headers,
-            properties,
-            body: body.encode().into(),
-        }
+        Message { headers, properties, body: body.encode().into() }
     }
 }
 
@@ -108,10 +96,7 @@ mod tests {
 
     #[test]
     fn a_call_has_the_headers_that_celery_sends() {
-        let call = Call {
-            args: vec![json!(2), json!(2)],
-            ..Call::new("tasks.add")
-        };
+        let call = Call { args: vec![json!(2), json!(2)], ..Call::new("tasks.add") };
         let message = call.message(now());
         // golden/01_amqp_task_messages/01_plain_send_task.json
         let golden = [
@@ -142,30 +127,16 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(message.headers["argsrepr"], "(2, 2)");
         let request = Request::decode(&message, 1024).unwrap();
-        assert_eq!(
-            (request.task.as_str(), request.body.args.get()),
-            ("tasks.add", "[2,2]")
-        );
+        assert_eq!((request.task.as_str(), request.body.args.get()), ("tasks.add", "[2,2]"));
     }
 
     #[test]
     fn expires_is_told_to_the_worker_and_to_the_broker() {
         let expires = now() + SignedDuration::from_millis(60_500);
-        let message = Call {
-            expires: Some(expires),
-            ..Call::new("t")
-        }
-        .message(now());
-        assert_eq!(
-            message.headers["expires"],
-            "2026-11-24T08:38:17.226306+00:00"
-        );
+        let message = Call { expires: Some(expires), ..Call::new("t") }.message(now());
+        assert_eq!(message.headers["expires"], "2026-11-24T08:38:17.226306+00:00");
         assert_eq!(message.properties.expiration.as_deref(), Some("60500"));
-        let past = Call {
-            expires: Some(now()),
-            ..Call::new("t")
-        }
-        .message(expires);
+        let past = Call { expires: Some(now()), ..Call::new("t") }.message(expires);
         assert_eq!(past.properties.expiration.as_deref(), Some("0"));
     }
 
@@ -175,9 +146,6 @@ mod tests {
         call.headers.insert("task".into(), json!("other"));
         call.headers.insert("mine".into(), json!(1));
         let message = call.message(now());
-        assert_eq!(
-            (&message.headers["task"], &message.headers["mine"]),
-            (&json!("t"), &json!(1))
-        );
+        assert_eq!((&message.headers["task"], &message.headers["mine"]), (&json!("t"), &json!(1)));
     }
 }

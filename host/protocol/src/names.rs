@@ -18,11 +18,7 @@ pub fn result_key(task_id: &str) -> String {
 /// `@` the host's own prefix `celery` (`celery/utils/nodenames.py`, `host_format` and `default_nodename`).
 pub fn node_name(pattern: &str, host: &str) -> String {
     let (short, domain) = host.split_once('.').unwrap_or((host, ""));
-    let expanded = pattern
-        .replace("%h", host)
-        .replace("%n", short)
-        .replace("%d", domain)
-        .replace("%%", "%");
+    let expanded = pattern.replace("%h", host).replace("%n", short).replace("%d", domain).replace("%%", "%");
     match expanded.split_once('@') {
         Some(("", host)) => format!("celery@{host}"),
         Some(_) => expanded,

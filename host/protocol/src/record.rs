@@ -55,11 +55,7 @@ pub struct Exception {
 
 impl Exception {
     pub fn new(module: &str, kind: &str, arguments: Vec<Value>) -> Self {
-        Self {
-            exc_type: kind.to_owned(),
-            exc_message: arguments,
-            exc_module: Some(module.to_owned()),
-        }
+        Self { exc_type: kind.to_owned(), exc_message: arguments, exc_module: Some(module.to_owned()) }
     }
 
     /// One of Python's own, such as `TypeError`.
@@ -74,45 +70,25 @@ impl Exception {
     }
 
     pub fn not_registered(task: &str) -> Self {
-        Self::new(
-            "celery.exceptions",
-            "NotRegistered",
-            vec![Value::from(task)],
-        )
+        Self::new("celery.exceptions", "NotRegistered", vec![Value::from(task)])
     }
 
     pub fn revoked(reason: &str) -> Self {
-        Self::new(
-            "celery.exceptions",
-            "TaskRevokedError",
-            vec![Value::from(reason)],
-        )
+        Self::new("celery.exceptions", "TaskRevokedError", vec![Value::from(reason)])
     }
 
     pub fn rejected(reason: &str, requeue: bool) -> Self {
-        Self::new(
-            "celery.exceptions",
-            "Reject",
-            vec![Value::from(reason), Value::from(requeue)],
-        )
+        Self::new("celery.exceptions", "Reject", vec![Value::from(reason), Value::from(requeue)])
     }
 
     pub fn worker_lost(message: impl Into<String>) -> Self {
-        Self::new(
-            "billiard.exceptions",
-            "WorkerLostError",
-            vec![Value::from(message.into())],
-        )
+        Self::new("billiard.exceptions", "WorkerLostError", vec![Value::from(message.into())])
     }
 
     /// `seconds` is what the limit was, a whole number where it is one, as Celery stores it.
     pub fn time_limit_exceeded(seconds: f64) -> Self {
         let whole = seconds.fract() == 0.0 && seconds < 9e15;
-        let limit = if whole {
-            Value::from(seconds as i64)
-        } else {
-            Value::from(seconds)
-        };
+        let limit = if whole { Value::from(seconds as i64) } else { Value::from(seconds) };
         Self::new("billiard.exceptions", "TimeLimitExceeded", vec![limit])
     }
 }
@@ -135,32 +111,17 @@ impl Record {
         Self::ended(State::Success, task_id, result, None, done)
     }
 
-    pub fn failure(
-        task_id: &str,
-        exception: &Exception,
-        traceback: Option<String>,
-        done: Timestamp,
-    ) -> Self {
+    pub fn failure(task_id: &str, exception: &Exception, traceback: Option<String>, done: Timestamp) -> Self {
         Self::ended(State::Failure, task_id, raw(exception), traceback, done)
     }
 
     pub fn revoked(task_id: &str, reason: &str, done: Timestamp) -> Self {
-        Self::ended(
-            State::Revoked,
-            task_id,
-            raw(&Exception::revoked(reason)),
-            None,
-            done,
-        )
+        Self::ended(State::Revoked, task_id, raw(&Exception::revoked(reason)), None, done)
     }
 
     /// `pid` and `hostname` are the worker's.
     pub fn started(task_id: &str, pid: u32, hostname: &str) -> Self {
-        Self::unfinished(
-            State::Started,
-            task_id,
-            raw(&serde_json::json!({ "pid": pid, "hostname": hostname })),
-        )
+        Self::unfinished(State::Started, task_id, raw(&serde_json::json!({ "pid": pid, "hostname": hostname })))
     }
 
     /// A state that the task itself set, with its meta.
@@ -170,29 +131,12 @@ impl Record {
 
     fn unfinished(status: State, task_id: &str, result: Box<RawValue>) -> Self {
         let children = Value::Array(Vec::new());
-        Self {
-            status,
-            result,
-            traceback: None,
-            children,
-            date_done: None,
-            task_id: task_id.to_owned(),
-        }
+        Self { status, result, traceback: None, children, date_done: None, task_id: task_id.to_owned() }
     }
 
-    fn ended(
-        status: State,
-        task_id: &str,
-        result: Box<RawValue>,
-        traceback: Option<String>,
-        done: Timestamp,
-    ) -> Self {
+    fn ended(status: State, task_id: &str, result: Box<RawValue>, traceback: Option<String>, done: Timestamp) -> Self {
         let date_done = Some(crate::time::format(done));
-        Self {
-            traceback,
-            date_done,
-            ..Self::unfinished(status, task_id, result)
-        }
+        Self { traceback, date_done, ..Self::unfinished(status, task_id, result) }
     }
 
     /// The bytes that go into the store.
@@ -256,23 +200,13 @@ mod tests {
 
     #[test]
     fn a_whole_limit_is_stored_as_a_whole_number() {
-        assert_eq!(
-            Exception::time_limit_exceeded(1.0).exc_message,
-            vec![json!(1)]
-        );
-        assert_eq!(
-            Exception::time_limit_exceeded(0.5).exc_message,
-            vec![json!(0.5)]
-        );
+        assert_eq!(Exception::time_limit_exceeded(1.0).exc_message, vec![json!(1)]);
+        assert_eq!(Exception::time_limit_exceeded(0.5).exc_message, vec![json!(0.5)]);
     }
 
     #[test]
     fn states_read_back_as_they_were_written() {
-        for state in [
-            State::Success,
-            State::Pending,
-            State::Custom("PROGRESS".into()),
-        ] {
+        for state in [State::Success, State::Pending, State::Custom("PROGRESS".into())] {
             let text = serde_json::to_string(&state).unwrap();
             assert_eq!(text, format!("\"{}\"", state.name()));
             assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);

@@ -68,11 +68,7 @@ fn dict(text: &mut String, entries: &serde_json::Map<String, Value>) {
 
 /// Python prefers single quotes unless only double ones avoid escapes.
 fn quote(text: &mut String, string: &str) {
-    let mark = if string.contains('\'') && !string.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let mark = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
     text.push(mark);
     for character in string.chars() {
         match character {
@@ -102,10 +98,7 @@ mod tests {
             (json!([]), "()"),
             (json!(["boom"]), "('boom',)"),
             (json!([2, null, true, 1.5]), "(2, None, True, 1.5)"),
-            (
-                json!([["it's", "a\nb"], {"k": "\u{7}"}]),
-                "([\"it's\", 'a\\nb'], {'k': '\\x07'})",
-            ),
+            (json!([["it's", "a\nb"], {"k": "\u{7}"}]), "([\"it's\", 'a\\nb'], {'k': '\\x07'})"),
         ];
         for (value, expected) in rows {
             assert_eq!(args(value.as_array().unwrap()), expected);

@@ -57,10 +57,7 @@ pub enum Unreadable {
     #[error("header `{0}` is missing")]
     MissingHeader(&'static str),
     #[error("header `{name}` is not {expected}")]
-    WrongHeader {
-        name: &'static str,
-        expected: &'static str,
-    },
+    WrongHeader { name: &'static str, expected: &'static str },
     #[error("content type `{0}` is not accepted; send application/json")]
     ContentType(String),
     #[error("content encoding `{0}` is not accepted; send utf-8")]
@@ -79,9 +76,7 @@ impl Unreadable {
         match self {
             Self::NotATask => "not-a-task",
             Self::MissingHeader(_) | Self::WrongHeader { .. } => "bad-header",
-            Self::ContentType(_) | Self::ContentEncoding(_) | Self::Compression(_) => {
-                "refused-content"
-            }
+            Self::ContentType(_) | Self::ContentEncoding(_) | Self::Compression(_) => "refused-content",
             Self::TooLarge { .. } => "too-large",
             Self::Body(_) => "undecodable",
         }
@@ -102,26 +97,16 @@ impl Request {
 
 fn read(message: &Message, headers: Reader<'_>, max_body: usize) -> Result<Request, Unreadable> {
     let properties = &message.properties;
-    let task = headers
-        .text("task", MAX_NAME)?
-        .ok_or(Unreadable::NotATask)?;
-    let id = headers
-        .text("id", MAX_ID)?
-        .filter(|id| !id.is_empty())
-        .ok_or(Unreadable::MissingHeader("id"))?;
+    let task = headers.text("task", MAX_NAME)?.ok_or(Unreadable::NotATask)?;
+    let id = headers.text("id", MAX_ID)?.filter(|id| !id.is_empty()).ok_or(Unreadable::MissingHeader("id"))?;
     refuse_content(message)?;
     if message.body.len() > max_body {
-        return Err(Unreadable::TooLarge {
-            actual: message.body.len(),
-            limit: max_body,
-        });
+        return Err(Unreadable::TooLarge { actual: message.body.len(), limit: max_body });
     }
     Ok(Request {
         task,
         retries: headers.count("retries")?,
-        root_id: headers
-            .text("root_id", MAX_ID)?
-            .unwrap_or_else(|| id.clone()),
+        root_id: headers.text("root_id", MAX_ID)?.unwrap_or_else(|| id.clone()),
         parent_id: headers.text("parent_id", MAX_ID)?,
         group: headers.text("group", MAX_ID)?,
         eta: headers.instant("eta")?,
@@ -142,22 +127,14 @@ fn refuse_content(message: &Message) -> Result<(), Unreadable> {
         Some(JSON | "json") => {}
         other => return Err(Unreadable::ContentType(other.unwrap_or("none").to_owned())),
     }
-    match properties
-        .content_encoding
-        .as_deref()
-        .map(str::to_ascii_lowercase)
-        .as_deref()
-    {
+    match properties.content_encoding.as_deref().map(str::to_ascii_lowercase).as_deref() {
         None | Some("utf-8" | "utf8" | "us-ascii" | "ascii") => {}
         Some(other) => return Err(Unreadable::ContentEncoding(other.to_owned())),
     }
     match message.headers.get("compression") {
         None | Some(Value::Null) => Ok(()),
         Some(Value::String(name)) => Err(Unreadable::Compression(name.clone())),
-        Some(_) => Err(Unreadable::WrongHeader {
-            name: "compression",
-            expected: "text",
-        }),
+        Some(_) => Err(Unreadable::WrongHeader { name: "compression", expected: "text" }),
     }
 }
 
@@ -198,17 +175,9 @@ impl Reader<'_> {
     fn text(&self, name: &'static str, longest: usize) -> Result<Option<String>, Unreadable> {
         match self.get(name) {
             None => Ok(None),
-            Some(Value::String(text)) if text.len() <= longest && !text.contains('\0') => {
-                Ok(Some(text.clone()))
-            }
-            Some(Value::String(_)) => Err(Unreadable::WrongHeader {
-                name,
-                expected: "at most 255 bytes without NUL",
-            }),
-            Some(_) => Err(Unreadable::WrongHeader {
-                name,
-                expected: "text",
-            }),
+            Some(Value::String(text)) if text.len() <= longest && !text.contains('\0') => Ok(Some(text.clone())),
+            Some(Value::String(_)) => Err(Unreadable::WrongHeader { name, expected: "at most 255 bytes without NUL" }),
+            Some(_) => Err(Unreadable::WrongHeader { name, expected: "text" }),
         }
     }
 
@@ -217,20 +186,14 @@ impl Reader<'_> {
             return Ok(0);
         };
         let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
-        count.ok_or(Unreadable::WrongHeader {
-            name,
-            expected: "a count",
-        })
+        count.ok_or(Unreadable::WrongHeader { name, expected: "a count" })
     }
 
     fn flag(&self, name: &'static str) -> Result<Option<bool>, Unreadable> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        value.as_bool().map(Some).ok_or(Unreadable::WrongHeader {
-            name,
-            expected: "true or false",
-        })
+        value.as_bool().map(Some).ok_or(Unreadable::WrongHeader { name, expected: "true or false" })
     }
 
     fn instant(&self, name: &'static str) -> Result<Option<Timestamp>, Unreadable> {
@@ -238,17 +201,11 @@ impl Reader<'_> {
             return Ok(None);
         };
         let instant = value.as_str().and_then(|text| time::parse(text).ok());
-        instant.map(Some).ok_or(Unreadable::WrongHeader {
-            name,
-            expected: "an ISO 8601 time",
-        })
+        instant.map(Some).ok_or(Unreadable::WrongHeader { name, expected: "an ISO 8601 time" })
     }
 
     fn time_limit(&self) -> Result<TimeLimit, Unreadable> {
-        const WRONG: Unreadable = Unreadable::WrongHeader {
-            name: "timelimit",
-            expected: "[hard, soft] in seconds",
-        };
+        const WRONG: Unreadable = Unreadable::WrongHeader { name: "timelimit", expected: "[hard, soft] in seconds" };
         let seconds = |value: &Value| match value {
             Value::Null => Ok(None),
             value => match value.as_f64() {
@@ -260,21 +217,16 @@ impl Reader<'_> {
         };
         match self.get("timelimit") {
             None => Ok(TimeLimit::default()),
-            Some(Value::Array(pair)) if pair.len() == 2 => Ok(TimeLimit {
-                hard: seconds(&pair[0])?,
-                soft: seconds(&pair[1])?,
-            }),
+            Some(Value::Array(pair)) if pair.len() == 2 => {
+                Ok(TimeLimit { hard: seconds(&pair[0])?, soft: seconds(&pair[1])? })
+            }
             Some(_) => Err(WRONG),
         }
     }
 
     fn custom(&self) -> Headers {
         let is_custom = |name: &str| !OWN.contains(&name);
-        self.0
-            .iter()
-            .filter(|(name, _)| is_custom(name))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect()
+        self.0.iter().filter(|(name, _)| is_custom(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 }
 
@@ -322,15 +274,8 @@ mod tests {
     #[test]
     fn headers_are_typed() {
         let request = Request::decode(&with("timelimit", json!([1, null])), LIMIT).unwrap();
-        assert_eq!(
-            request.time_limit,
-            TimeLimit {
-                hard: Some(1.0),
-                soft: None
-            }
-        );
-        let request =
-            Request::decode(&with("eta", json!("2030-01-02T03:04:05+02:00")), LIMIT).unwrap();
+        assert_eq!(request.time_limit, TimeLimit { hard: Some(1.0), soft: None });
+        let request = Request::decode(&with("eta", json!("2030-01-02T03:04:05+02:00")), LIMIT).unwrap();
         assert_eq!(request.eta, Some("2030-01-02T01:04:05Z".parse().unwrap()));
         let request = Request::decode(&with("my_header", json!("x")), LIMIT).unwrap();
         assert_eq!(request.custom_headers["my_header"], "x");
@@ -348,11 +293,7 @@ mod tests {
             ("timelimit", json!("1"), "bad-header"),
             ("timelimit", json!([-1, null]), "bad-header"),
             ("ignore_result", json!("yes"), "bad-header"),
-            (
-                "compression",
-                json!("application/x-gzip"),
-                "refused-content",
-            ),
+            ("compression", json!("application/x-gzip"), "refused-content"),
         ];
         for (name, value, code) in rows {
             let poison = Request::decode(&with(name, value.clone()), LIMIT).unwrap_err();
@@ -366,24 +307,15 @@ mod tests {
         message.body = "{not json".into();
         let poison = Request::decode(&message, LIMIT).unwrap_err();
         assert_eq!(poison.reason.code(), "undecodable");
-        assert_eq!(
-            poison.id.as_deref(),
-            Some("a8836383-0e3a-4696-9ca1-7a84770e6e61")
-        );
+        assert_eq!(poison.id.as_deref(), Some("a8836383-0e3a-4696-9ca1-7a84770e6e61"));
     }
 
     #[test]
     fn pickle_and_oversized_bodies_are_refused_unread() {
         let mut message = golden();
         message.properties.content_type = Some("application/x-python-serialize".into());
-        assert_eq!(
-            Request::decode(&message, LIMIT).unwrap_err().reason.code(),
-            "refused-content"
-        );
-        assert_eq!(
-            Request::decode(&golden(), 10).unwrap_err().reason.code(),
-            "too-large"
-        );
+        assert_eq!(Request::decode(&message, LIMIT).unwrap_err().reason.code(), "refused-content");
+        assert_eq!(Request::decode(&golden(), 10).unwrap_err().reason.code(), "too-large");
     }
 
     proptest::proptest! {

@@ -4,10 +4,7 @@ use jiff::{Timestamp, civil::DateTime, fmt::temporal::DateTimeParser, tz::TimeZo
 
 /// `2026-11-24T08:50:42.048607+00:00`, as Python's `datetime.isoformat` writes UTC.
 pub fn format(instant: Timestamp) -> String {
-    instant
-        .to_zoned(TimeZone::UTC)
-        .strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00")
-        .to_string()
+    instant.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00").to_string()
 }
 
 /// Read an `eta` or `expires` header. A time without an offset is UTC, as it is for Celery's workers.
@@ -38,10 +35,7 @@ mod tests {
         let rows = [
             ("2030-01-02T03:04:05+02:00", "2030-01-02T01:04:05Z"),
             ("2030-01-02T03:04:05", "2030-01-02T03:04:05Z"),
-            (
-                "2030-01-02T03:04:05.678901+00:00",
-                "2030-01-02T03:04:05.678901Z",
-            ),
+            ("2030-01-02T03:04:05.678901+00:00", "2030-01-02T03:04:05.678901Z"),
         ];
         for (text, expected) in rows {
             assert_eq!(parse(text).unwrap(), expected.parse().unwrap(), "{text}");

@@ -45,9 +45,7 @@ pub fn dispatch() -> Option<ExitCode> {
     if arguments.next().as_deref() != Some(MARK) {
         return None;
     }
-    let orders = arguments
-        .next()
-        .and_then(|text| serde_json::from_str::<Orders>(&text).ok());
+    let orders = arguments.next().and_then(|text| serde_json::from_str::<Orders>(&text).ok());
     let Some(orders) = orders else {
         eprintln!("`{MARK}` is for rtask's own use");
         return Some(ExitCode::from(2));
@@ -71,10 +69,7 @@ fn lock_in(account: &Account) -> Result<(), PrivilegeError> {
         privileges::drop_root(account)?;
     }
     privileges::gain_nothing()?;
-    let refused = |source| PrivilegeError::Refused {
-        step: "limit resources",
-        source,
-    };
+    let refused = |source| PrivilegeError::Refused { step: "limit resources", source };
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused)?;
     setrlimit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS, MAX_DESCRIPTORS).map_err(refused)
 }
@@ -84,10 +79,7 @@ fn close_inherited() {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
         return;
     };
-    let open: Vec<i32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let open: Vec<i32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|&descriptor| descriptor > 2) {
         // The listing's own descriptor is among them and is closed already.
         let _ = nix::unistd::close(descriptor);
@@ -101,10 +93,7 @@ pub(crate) fn spawn(
     input: OwnedFd,
     output: OwnedFd,
 ) -> std::io::Result<tokio::process::Child> {
-    let orders = Orders {
-        role,
-        account: account.cloned().unwrap_or_else(Account::nobody),
-    };
+    let orders = Orders { role, account: account.cloned().unwrap_or_else(Account::nobody) };
     let orders = serde_json::to_string(&orders).expect("plain values always serialise");
     // The link leads to this executable even where the path does not: after an upgrade on disk, and where an
     // unprivileged user may not walk to it.

@@ -36,17 +36,10 @@ pub struct Code {
 impl Code {
     /// Seal `memory`, which holds what a compiler child wrote for the engine with this fingerprint.
     pub(crate) fn seal(memory: OwnedFd, engine: u64) -> std::io::Result<Self> {
-        let seals = SealFlag::F_SEAL_WRITE
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_SEAL;
+        let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
         let size = nix::sys::stat::fstat(&memory)?.st_size;
-        Ok(Self {
-            memory: Arc::new(memory),
-            size: u64::try_from(size).unwrap_or(0),
-            engine,
-        })
+        Ok(Self { memory: Arc::new(memory), size: u64::try_from(size).unwrap_or(0), engine })
     }
 
     /// The machine code's size in bytes.
@@ -70,19 +63,13 @@ impl Code {
 
 /// Anonymous memory that can be sealed.
 pub(crate) fn anonymous(name: &str) -> std::io::Result<OwnedFd> {
-    Ok(memfd_create(
-        name,
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?)
+    Ok(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?)
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     #[error("failed to use {path} as the cache for machine code: {source}")]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     #[error("the cache folder {0} belongs to another user or lets others write; name another one")]
     NotOurs(PathBuf),
 }
@@ -97,28 +84,16 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn open(folder: &Path) -> Result<Self, CacheError> {
-        let io = |source| CacheError::Io {
-            path: folder.to_owned(),
-            source,
-        };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(io)?;
+        let io = |source| CacheError::Io { path: folder.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
         let metadata = std::fs::metadata(folder).map_err(io)?;
         let ours = metadata.uid() == nix::unistd::geteuid().as_raw();
         if !ours || metadata.permissions().mode() & 0o022 != 0 {
             return Err(CacheError::NotOurs(folder.to_owned()));
         }
-        let engine =
-            crate::engine::for_compiling().map(|engine| crate::engine::fingerprint(&engine));
+        let engine = crate::engine::for_compiling().map(|engine| crate::engine::fingerprint(&engine));
         let engine = engine.map_err(|error| io(std::io::Error::other(error.to_string())))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            key: key(&folder.join("key")).map_err(io)?,
-            engine,
-        })
+        Ok(Self { folder: folder.to_owned(), key: key(&folder.join("key")).map_err(io)?, engine })
     }
 
     /// None if nothing is kept, or if what is kept is not what this account put there.
@@ -145,29 +120,19 @@ impl Cache {
         // Written aside and renamed, so that a reader never meets half a file.
         let path = self.path(component);
         let aside = path.with_extension(format!("{}.new", std::process::id()));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&aside)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         file.write_all(&tag)?;
         file.write_all(&bytes)?;
         std::fs::rename(&aside, &path)
     }
 
     fn path(&self, component: &[u8]) -> PathBuf {
-        self.folder.join(format!(
-            "{}-{:016x}",
-            hex::encode(Sha256::digest(component)),
-            self.engine
-        ))
+        self.folder.join(format!("{}-{:016x}", hex::encode(Sha256::digest(component)), self.engine))
     }
 
     /// Authenticates the code together with what it was made from and for.
     fn mac(&self, component: &[u8], code: &[u8]) -> Hmac<Sha256> {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
         mac.update(&Sha256::digest(component));
         mac.update(&self.engine.to_le_bytes());
         mac.update(code);
@@ -178,19 +143,12 @@ impl Cache {
 /// Read the key, or make one.
 fn key(path: &Path) -> std::io::Result<[u8; KEY_SIZE]> {
     let mut key = [0; KEY_SIZE];
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-    {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             File::open("/dev/urandom")?.read_exact(&mut key)?;
             file.write_all(&key)?;
         }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            File::open(path)?.read_exact(&mut key)?
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => File::open(path)?.read_exact(&mut key)?,
         Err(error) => return Err(error),
     }
     Ok(key)
@@ -220,13 +178,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(&folder.path().join("cache")).unwrap();
         assert!(cache.get(b"component").is_none());
-        cache
-            .put(b"component", &code(b"machine code", cache.engine))
-            .unwrap();
-        assert_eq!(
-            cache.get(b"component").unwrap().bytes().unwrap(),
-            b"machine code"
-        );
+        cache.put(b"component", &code(b"machine code", cache.engine)).unwrap();
+        assert_eq!(cache.get(b"component").unwrap().bytes().unwrap(), b"machine code");
 
         let path = cache.path(b"component");
         let mut kept = std::fs::read(&path).unwrap();
@@ -239,9 +192,7 @@ mod tests {
     fn one_components_code_is_not_taken_for_anothers() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
-        cache
-            .put(b"evil", &code(b"evil code", cache.engine))
-            .unwrap();
+        cache.put(b"evil", &code(b"evil code", cache.engine)).unwrap();
         std::fs::rename(cache.path(b"evil"), cache.path(b"good")).unwrap();
         assert!(cache.get(b"good").is_none());
     }
@@ -250,9 +201,6 @@ mod tests {
     fn a_folder_that_others_may_write_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(
-            Cache::open(folder.path()),
-            Err(CacheError::NotOurs(_))
-        ));
+        assert!(matches!(Cache::open(folder.path()), Err(CacheError::NotOurs(_))));
     }
 }

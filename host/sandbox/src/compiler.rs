@@ -42,12 +42,7 @@ pub struct CompileLimits {
 impl Default for CompileLimits {
     /// Room for an interpreter of 40 MiB (CPython), on a slow machine.
     fn default() -> Self {
-        Self {
-            component: 64 << 20,
-            time: Duration::from_secs(120),
-            memory: 4 << 30,
-            code: 512 << 20,
-        }
+        Self { component: 64 << 20, time: Duration::from_secs(120), memory: 4 << 30, code: 512 << 20 }
     }
 }
 
@@ -58,13 +53,9 @@ pub enum CompileError {
     TooLarge { actual: u64, limit: u64 },
     #[error("it is not wasm")]
     NotWasm,
-    #[error(
-        "it is a core module, not a component; build it with `rtask build` or for wasm32-wasip2"
-    )]
+    #[error("it is a core module, not a component; build it with `rtask build` or for wasm32-wasip2")]
     CoreModule,
-    #[error(
-        "it is machine code, which is never accepted; deploy the component (.wasm) that it was made from"
-    )]
+    #[error("it is machine code, which is never accepted; deploy the component (.wasm) that it was made from")]
     MachineCode,
     #[error("it is not valid: {0}")]
     Invalid(String),
@@ -97,31 +88,18 @@ enum Complaint {
 
 const MAX_COMPLAINT: u64 = 16 << 10;
 
-pub(crate) async fn compile(
-    component: &[u8],
-    options: &SandboxOptions,
-) -> Result<Code, CompileError> {
+pub(crate) async fn compile(component: &[u8], options: &SandboxOptions) -> Result<Code, CompileError> {
     let limits = &options.compile;
     let actual = component.len() as u64;
     if actual > limits.component {
-        return Err(CompileError::TooLarge {
-            actual,
-            limit: limits.component,
-        });
+        return Err(CompileError::TooLarge { actual, limit: limits.component });
     }
     let mut input = File::from(code::anonymous("rtask-component")?);
     input.write_all(component)?;
     input.rewind()?;
     let output = code::anonymous("rtask-code")?;
-    let role = Role::Compiler(Settings {
-        limits: limits.clone(),
-    });
-    let mut compiler = child::spawn(
-        role,
-        options.account.as_ref(),
-        input.into(),
-        output.try_clone()?,
-    )?;
+    let role = Role::Compiler(Settings { limits: limits.clone() });
+    let mut compiler = child::spawn(role, options.account.as_ref(), input.into(), output.try_clone()?)?;
 
     let mut said = Vec::new();
     let complaints = compiler.stderr.take();
@@ -134,36 +112,23 @@ pub(crate) async fn compile(
     };
     // The child has an alarm of its own; this is for one that is stuck where no signal reaches it.
     let patience = limits.time + Duration::from_secs(5);
-    let status = tokio::time::timeout(patience, listen)
-        .await
-        .map_err(|_| CompileError::Time(limits.time))??;
-    if status.success() {
-        finish(output, &said)
-    } else {
-        Err(explain(status, &said, limits))
-    }
+    let status = tokio::time::timeout(patience, listen).await.map_err(|_| CompileError::Time(limits.time))??;
+    if status.success() { finish(output, &said) } else { Err(explain(status, &said, limits)) }
 }
 
 /// A compiler child that ended well said which engine it compiled for.
 fn finish(output: OwnedFd, said: &[u8]) -> Result<Code, CompileError> {
-    let engine =
-        serde_json::from_slice(said).map_err(|error| CompileError::Died(error.to_string()))?;
+    let engine = serde_json::from_slice(said).map_err(|error| CompileError::Died(error.to_string()))?;
     Ok(Code::seal(output, engine)?)
 }
 
 fn explain(status: std::process::ExitStatus, said: &[u8], limits: &CompileLimits) -> CompileError {
     let text = String::from_utf8_lossy(said);
-    let signal = status
-        .signal()
-        .and_then(|number| Signal::try_from(number).ok());
+    let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
     match (signal, serde_json::from_slice(said)) {
-        (Some(Signal::SIGALRM | Signal::SIGXCPU | Signal::SIGKILL), _) => {
-            CompileError::Time(limits.time)
-        }
+        (Some(Signal::SIGALRM | Signal::SIGXCPU | Signal::SIGKILL), _) => CompileError::Time(limits.time),
         (Some(Signal::SIGXFSZ), _) => CompileError::CodeSize(limits.code),
-        (Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS), _)
-            if text.contains("memory allocation") =>
-        {
+        (Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS), _) if text.contains("memory allocation") => {
             CompileError::Memory(limits.memory)
         }
         (Some(signal), _) => CompileError::Died(format!("{signal} {}", text.trim())),
@@ -183,10 +148,7 @@ pub(crate) fn child(settings: &Settings) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(complaint) => {
-            eprint!(
-                "{}",
-                serde_json::to_string(&complaint).expect("plain values always serialise")
-            );
+            eprint!("{}", serde_json::to_string(&complaint).expect("plain values always serialise"));
             ExitCode::FAILURE
         }
     }
@@ -196,15 +158,8 @@ fn compile_here(limits: &CompileLimits) -> Result<u64, Complaint> {
     let invalid = |error: &dyn std::fmt::Display| Complaint::Invalid(format!("{error:#}"));
     bound(limits).map_err(|error| invalid(&error))?;
     let mut component = Vec::new();
-    let mut input = File::from(
-        std::io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| invalid(&error))?,
-    );
-    input
-        .read_to_end(&mut component)
-        .map_err(|error| invalid(&error))?;
+    let mut input = File::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| invalid(&error))?);
+    input.read_to_end(&mut component).map_err(|error| invalid(&error))?;
     if component.starts_with(b"\x7fELF") {
         return Err(Complaint::MachineCode);
     }
@@ -215,15 +170,8 @@ fn compile_here(limits: &CompileLimits) -> Result<u64, Complaint> {
         return Err(Complaint::NotWasm);
     }
     let engine = engine::for_compiling().map_err(|error| invalid(&error))?;
-    let code = engine
-        .precompile_component(&component)
-        .map_err(|error| invalid(&format_args!("{error:#}")))?;
-    let mut output = File::from(
-        std::io::stdout()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| invalid(&error))?,
-    );
+    let code = engine.precompile_component(&component).map_err(|error| invalid(&format_args!("{error:#}")))?;
+    let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().map_err(|error| invalid(&error))?);
     output.write_all(&code).map_err(|error| invalid(&error))?;
     Ok(engine::fingerprint(&engine))
 }

@@ -2,9 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmFeatures,
-};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmFeatures};
 
 /// The longest time between two looks at a running guest's clock.
 pub(crate) const TICK: std::time::Duration = std::time::Duration::from_millis(5);
@@ -40,11 +38,7 @@ pub(crate) fn for_running(slots: u32, max_memory: u64) -> wasmtime::Result<Engin
         .table_elements(MAX_TABLE_ELEMENTS)
         .max_core_instance_size(MAX_INSTANCE_SIZE)
         .max_component_instance_size(MAX_INSTANCE_SIZE)
-        .max_memory_size(
-            usize::try_from(max_memory)
-                .unwrap_or(usize::MAX)
-                .min(4 << 30),
-        )
+        .max_memory_size(usize::try_from(max_memory).unwrap_or(usize::MAX).min(4 << 30))
         .max_unused_warm_slots(slots * MAX_TABLES)
         .memory_protection_keys(Enabled::No);
     if PoolingAllocationConfig::is_pagemap_scan_available() {
@@ -71,20 +65,16 @@ pub(crate) fn fingerprint(engine: &Engine) -> u64 {
 
 fn config() -> Config {
     let mut config = Config::new();
-    config
-        .epoch_interruption(true)
-        .concurrency_support(false)
-        .memory_init_cow(true)
-        .wasm_features(
-            WasmFeatures::THREADS
-                | WasmFeatures::SHARED_EVERYTHING_THREADS
-                | WasmFeatures::MEMORY64
-                | WasmFeatures::MULTI_MEMORY
-                | WasmFeatures::GC
-                | WasmFeatures::FUNCTION_REFERENCES
-                | WasmFeatures::EXCEPTIONS
-                | WasmFeatures::STACK_SWITCHING,
-            false,
-        );
+    config.epoch_interruption(true).concurrency_support(false).memory_init_cow(true).wasm_features(
+        WasmFeatures::THREADS
+            | WasmFeatures::SHARED_EVERYTHING_THREADS
+            | WasmFeatures::MEMORY64
+            | WasmFeatures::MULTI_MEMORY
+            | WasmFeatures::GC
+            | WasmFeatures::FUNCTION_REFERENCES
+            | WasmFeatures::EXCEPTIONS
+            | WasmFeatures::STACK_SWITCHING,
+        false,
+    );
     config
 }

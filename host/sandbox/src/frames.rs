@@ -64,8 +64,7 @@ impl Batch {
 
     pub(crate) fn push<T: Serialize>(&mut self, message: &T) {
         let bytes = std::mem::take(&mut self.0);
-        self.0 = postcard::to_extend(message, bytes)
-            .expect("messages are plain values, and memory grows");
+        self.0 = postcard::to_extend(message, bytes).expect("messages are plain values, and memory grows");
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -96,9 +95,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME {
-        return Err(std::io::Error::other(format!(
-            "a frame of {length} bytes is too long"
-        )));
+        return Err(std::io::Error::other(format!("a frame of {length} bytes is too long")));
     }
     buffer.resize(length, 0);
     from.read_exact(buffer).await?;
@@ -122,37 +119,24 @@ mod tests {
         let (mut near, mut far) = tokio::io::duplex(1 << 20);
         let mut batch = Batch::new();
         for run in 0..3 {
-            batch.push(&Report::Exit {
-                run,
-                exit: Exit::Returned("4".into()),
-            });
+            batch.push(&Report::Exit { run, exit: Exit::Returned("4".into()) });
         }
         batch.send(&mut near).await.unwrap();
         drop(near);
         let (mut runs, mut buffer) = (Vec::new(), Vec::new());
         let take = |report: Report| {
-            let Report::Exit { run, exit } = report else {
-                panic!("{report:?}")
-            };
+            let Report::Exit { run, exit } = report else { panic!("{report:?}") };
             assert_eq!(exit, Exit::Returned("4".into()));
             runs.push(run);
         };
         assert!(receive(&mut far, &mut buffer, take).await.unwrap());
         assert_eq!(runs, [0, 1, 2]);
-        assert!(
-            !receive(&mut far, &mut buffer, |_: Report| ())
-                .await
-                .unwrap()
-        );
+        assert!(!receive(&mut far, &mut buffer, |_: Report| ()).await.unwrap());
     }
 
     #[tokio::test]
     async fn a_peer_that_talks_nonsense_is_an_error_and_no_panic() {
-        for bytes in [
-            &[255; 64][..],
-            &[4, 0, 0, 0, 9, 9, 9, 9],
-            &[200, 0, 0, 0, 1],
-        ] {
+        for bytes in [&[255; 64][..], &[4, 0, 0, 0, 9, 9, 9, 9], &[200, 0, 0, 0, 1]] {
             let mut buffer = Vec::new();
             let mut from = bytes;
             let received = receive(&mut from, &mut buffer, |_: Report| ()).await;

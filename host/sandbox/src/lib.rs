@@ -69,16 +69,8 @@ impl Sandbox {
     /// # Errors
     /// When the cache folder cannot be made or is somebody else's.
     pub fn new(options: SandboxOptions) -> Result<Self, code::CacheError> {
-        let cache = options
-            .cache
-            .as_deref()
-            .map(code::Cache::open)
-            .transpose()?
-            .map(Arc::new);
-        Ok(Self {
-            options: Arc::new(options),
-            cache,
-        })
+        let cache = options.cache.as_deref().map(code::Cache::open).transpose()?.map(Arc::new);
+        Ok(Self { options: Arc::new(options), cache })
     }
 
     /// Machine code for a component, from the cache or made by a compiler child.

@@ -14,11 +14,7 @@ pub struct Account {
 impl Account {
     /// The account of last resort on every Unix; its ids are the kernel's overflow ids.
     pub fn nobody() -> Self {
-        account("nobody").unwrap_or(Self {
-            name: "nobody".to_owned(),
-            uid: 65_534,
-            gid: 65_534,
-        })
+        account("nobody").unwrap_or(Self { name: "nobody".to_owned(), uid: 65_534, gid: 65_534 })
     }
 }
 
@@ -29,13 +25,8 @@ pub enum PrivilegeError {
     #[error("user `{0}` is root again; name an unprivileged one with --user")]
     StillRoot(String),
     #[error("failed to {step}: {source}; start rtask as an unprivileged user instead")]
-    Refused {
-        step: &'static str,
-        source: nix::Error,
-    },
-    #[error(
-        "root could be regained after dropping it; start rtask as an unprivileged user instead"
-    )]
+    Refused { step: &'static str, source: nix::Error },
+    #[error("root could be regained after dropping it; start rtask as an unprivileged user instead")]
     Regained,
 }
 
@@ -55,18 +46,10 @@ pub struct Standing {
 pub fn account(name: &str) -> Result<Account, PrivilegeError> {
     let unknown = || PrivilegeError::NoSuchUser(name.to_owned());
     let found = match User::from_name(name).map_err(|_| unknown())? {
-        Some(user) => Account {
-            name: user.name,
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-        },
+        Some(user) => Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() },
         None => {
             let uid: u32 = name.parse().map_err(|_| unknown())?;
-            Account {
-                name: name.to_owned(),
-                uid,
-                gid: uid,
-            }
+            Account { name: name.to_owned(), uid, gid: uid }
         }
     };
     if found.uid == 0 || found.gid == 0 {
@@ -81,18 +64,10 @@ pub fn is_root() -> bool {
 }
 
 pub fn standing() -> Standing {
-    let uids = unistd::getresuid().map_or([0; 3], |ids| {
-        [ids.real, ids.effective, ids.saved].map(Uid::as_raw)
-    });
-    let gids = unistd::getresgid().map_or([0; 3], |ids| {
-        [ids.real, ids.effective, ids.saved].map(Gid::as_raw)
-    });
+    let uids = unistd::getresuid().map_or([0; 3], |ids| [ids.real, ids.effective, ids.saved].map(Uid::as_raw));
+    let gids = unistd::getresgid().map_or([0; 3], |ids| [ids.real, ids.effective, ids.saved].map(Gid::as_raw));
     let no_new_privs = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
-    Standing {
-        uids,
-        gids,
-        no_new_privs,
-    }
+    Standing { uids, gids, no_new_privs }
 }
 
 /// Become `to` in all three ids, without supplementary groups, and for good. Call it before the first thread
@@ -115,23 +90,15 @@ pub fn drop_root(to: &Account) -> Result<(), PrivilegeError> {
 /// # Errors
 /// On kernels before 3.5.
 pub fn gain_nothing() -> Result<(), PrivilegeError> {
-    nix::sys::prctl::set_no_new_privs().map_err(|source| PrivilegeError::Refused {
-        step: "set no_new_privs",
-        source,
-    })
+    nix::sys::prctl::set_no_new_privs().map_err(|source| PrivilegeError::Refused { step: "set no_new_privs", source })
 }
 
 fn prove(to: &Account) -> Result<(), PrivilegeError> {
     let standing = standing();
-    let ours =
-        standing.uids == [to.uid; 3] && standing.gids == [to.gid; 3] && standing.no_new_privs;
+    let ours = standing.uids == [to.uid; 3] && standing.gids == [to.gid; 3] && standing.no_new_privs;
     let root = Uid::from_raw(0);
     let regained = unistd::seteuid(root).is_ok() || unistd::setresuid(root, root, root).is_ok();
-    if ours && !regained && !is_root() {
-        Ok(())
-    } else {
-        Err(PrivilegeError::Regained)
-    }
+    if ours && !regained && !is_root() { Ok(()) } else { Err(PrivilegeError::Regained) }
 }
 
 #[cfg(test)]
@@ -142,10 +109,7 @@ mod tests {
     fn root_is_no_account_to_become() {
         assert!(matches!(account("root"), Err(PrivilegeError::StillRoot(_))));
         assert!(matches!(account("0"), Err(PrivilegeError::StillRoot(_))));
-        assert!(matches!(
-            account("no-such-user"),
-            Err(PrivilegeError::NoSuchUser(_))
-        ));
+        assert!(matches!(account("no-such-user"), Err(PrivilegeError::NoSuchUser(_))));
         assert_ne!(account("nobody").unwrap().uid, 0);
         assert_eq!(account("4711").unwrap().gid, 4711);
     }

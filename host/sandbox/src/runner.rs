@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::{UnixStream, unix},
     process::{Child, ChildStderr},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
 };
 
 use crate::{
@@ -41,9 +41,7 @@ pub enum RunnerError {
 /// Why a runner cannot run a component.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error(
-        "it has no tasks: it does not export rtask:task/handler (was it built with an rtask SDK?)"
-    )]
+    #[error("it has no tasks: it does not export rtask:task/handler (was it built with an rtask SDK?)")]
     NoHandler,
     #[error("{0}")]
     Refused(String),
@@ -58,6 +56,7 @@ pub struct Runner {
     modules: Arc<Mutex<OwnedFd>>,
     pid: u32,
     next_component: AtomicU32,
+    kill: Arc<Notify>,
     /// Why the process ended, once it has.
     ended: watch::Receiver<Option<String>>,
 }
@@ -164,24 +163,14 @@ impl Link {
 impl Runner {
     pub(crate) async fn spawn(options: &SandboxOptions) -> Result<Self, RunnerError> {
         let (jobs, jobs_child) = std::os::unix::net::UnixStream::pair()?;
-        let (modules, modules_child) = net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(std::io::Error::from)?;
-        for timeout in [net::sockopt::Timeout::Recv, net::sockopt::Timeout::Send] {
-            net::sockopt::set_socket_timeout(&modules, timeout, Some(LOAD_TIME))
+        let (modules, modules_child) =
+            net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(std::io::Error::from)?;
+        for timeout in [net::sockopt::Timeout::Recv, net::sockopt::Timeout::Send] {
+            net::sockopt::set_socket_timeout(&modules, timeout, Some(LOAD_TIME)).map_err(std::io::Error::from)?;
         }
         let role = Role::Runner(guest::Settings::new(options));
-        let mut process = child::spawn(
-            role,
-            options.account.as_ref(),
-            jobs_child.into(),
-            modules_child,
-        )?;
+        let mut process = child::spawn(role, options.account.as_ref(), jobs_child.into(), modules_child)?;
         jobs.set_nonblocking(true)?;
         let (reading, writing) = UnixStream::from_std(jobs)?.into_split();
 
@@ -190,30 +179,22 @@ impl Runner {
             tokio::spawn(log_complaints(complaints, pid));
         }
         let (orders, queue) = mpsc::unbounded_channel();
-        let link = Arc::new(Link {
-            orders,
-            runs: Mutex::default(),
-        });
+        let link = Arc::new(Link { orders, runs: Mutex::default() });
         tokio::spawn(write_orders(queue, writing));
         let (ending, ended) = watch::channel(None);
-        tokio::spawn(read_reports(
-            Arc::downgrade(&link),
-            reading,
-            process,
-            ending,
-        ));
+        let kill = Arc::new(Notify::new());
+        tokio::spawn(read_reports(Arc::downgrade(&link), reading, process, ending, kill.clone()));
         let modules = Arc::new(Mutex::new(modules));
-        Ok(Self {
-            link,
-            modules,
-            pid,
-            next_component: AtomicU32::new(1),
-            ended,
-        })
+        Ok(Self { kill, link, modules, pid, next_component: AtomicU32::new(1), ended })
     }
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// End the process, with everything that runs in it.
+    pub fn kill(&self) {
+        self.kill.notify_one();
     }
 
     /// Wait for the process to end, and say why it did.
@@ -237,14 +218,9 @@ impl Runner {
             load_over(&modules, number, &code)
         };
         let lost = |reason: String| LoadError::Lost(reason);
-        let loaded = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|error| lost(error.to_string()))?;
+        let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| lost(error.to_string()))?;
         match loaded.map_err(|error| lost(error.to_string()))? {
-            Loaded::Ready => Ok(ComponentId {
-                number,
-                link: self.link.clone(),
-            }),
+            Loaded::Ready => Ok(ComponentId { number, link: self.link.clone() }),
             Loaded::NoHandler => Err(LoadError::NoHandler),
             Loaded::Refused(reason) => Err(LoadError::Refused(reason)),
         }
@@ -255,11 +231,7 @@ impl ComponentId {
     /// Run one task in a fresh instance.
     pub fn run(&self, job: Job) -> Run {
         let component = self.number;
-        self.link.start(|run| Order::Run {
-            run,
-            component,
-            job,
-        })
+        self.link.start(|run| Order::Run { run, component, job })
     }
 
     /// The component's manifest, as it tells it in a fresh instance.
@@ -268,16 +240,7 @@ impl ComponentId {
     /// However else the instance ended.
     pub async fn describe(&self, limits: &Limits) -> Result<String, Exit> {
         let (component, limits) = (self.number, limits.clone());
-        match self
-            .link
-            .start(|run| Order::Describe {
-                run,
-                component,
-                limits,
-            })
-            .exit()
-            .await
-        {
+        match self.link.start(|run| Order::Describe { run, component, limits }).exit().await {
             Exit::Returned(manifest) => Ok(manifest),
             other => Err(other),
         }
@@ -287,9 +250,7 @@ impl ComponentId {
 impl Drop for ComponentId {
     fn drop(&mut self) {
         // A runner that has ended has forgotten everything.
-        let _ = self.link.orders.send(Order::Unload {
-            component: self.number,
-        });
+        let _ = self.link.orders.send(Order::Unload { component: self.number });
     }
 }
 
@@ -302,12 +263,7 @@ fn load_over(modules: &OwnedFd, component: u32, code: &Code) -> std::io::Result<
         return Err(std::io::Error::other("no room for a descriptor"));
     }
     let flags = net::SendFlags::NOSIGNAL;
-    net::sendmsg(
-        modules.as_fd(),
-        &[std::io::IoSlice::new(&load)],
-        &mut control,
-        flags,
-    )?;
+    net::sendmsg(modules.as_fd(), &[std::io::IoSlice::new(&load)], &mut control, flags)?;
     let mut answer = vec![0; MAX_ANSWER];
     let (length, _) = net::recv(modules, answer.as_mut_slice(), net::RecvFlags::empty())?;
     if length == 0 {
@@ -338,6 +294,7 @@ async fn read_reports(
     mut from: unix::OwnedReadHalf,
     mut process: Child,
     ending: watch::Sender<Option<String>>,
+    kill: Arc<Notify>,
 ) {
     let mut buffer = Vec::new();
     let broken = loop {
@@ -346,7 +303,11 @@ async fn read_reports(
                 link.take(report);
             }
         };
-        match frames::receive(&mut from, &mut buffer, take).await {
+        let received = tokio::select! {
+            received = frames::receive(&mut from, &mut buffer, take) => received,
+            () = kill.notified() => break None,
+        };
+        match received {
             Ok(true) => {}
             Ok(false) => break None,
             Err(error) => break Some(error),
@@ -354,10 +315,7 @@ async fn read_reports(
     };
     // A process that closed its end but lives on is of no use.
     let _ = process.start_kill();
-    let status = process
-        .wait()
-        .await
-        .map_or_else(|error| error.to_string(), |status| status.to_string());
+    let status = process.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
     let reason = match broken {
         Some(error) => format!("{error}; {status}"),
         None => status,
@@ -372,11 +330,7 @@ async fn read_reports(
 async fn log_complaints(complaints: ChildStderr, pid: u32) {
     let mut complaints = BufReader::new(complaints);
     let mut line = Vec::new();
-    while let Ok(1..) = (&mut complaints)
-        .take(MAX_COMPLAINT)
-        .read_until(b'\n', &mut line)
-        .await
-    {
+    while let Ok(1..) = (&mut complaints).take(MAX_COMPLAINT).read_until(b'\n', &mut line).await {
         let text = String::from_utf8_lossy(&line);
         tracing::warn!(pid, "runner: {}", text.trim_end().escape_debug());
         line.clear();

@@ -32,19 +32,12 @@ const SPIN: Duration = Duration::from_millis(100);
 /// # Errors
 /// What did not work, for people.
 pub async fn run(sandbox: &Sandbox) -> Result<SelfTest, String> {
-    let component =
-        component(ECHO_OR_SPIN).map_err(|error| format!("failed to make a component: {error}"))?;
+    let component = component(ECHO_OR_SPIN).map_err(|error| format!("failed to make a component: {error}"))?;
     let began = Instant::now();
-    let code = sandbox
-        .compile(&component)
-        .await
-        .map_err(|error| format!("failed to compile: {error}"))?;
+    let code = sandbox.compile(&component).await.map_err(|error| format!("failed to compile: {error}"))?;
     let compile = began.elapsed();
     let runner = sandbox.runner().await.map_err(|error| error.to_string())?;
-    let module = runner
-        .load(&code)
-        .await
-        .map_err(|error| format!("failed to load: {error}"))?;
+    let module = runner.load(&code).await.map_err(|error| format!("failed to load: {error}"))?;
 
     let began = Instant::now();
     let echoed = module.run(job("echo", Limits::default())).exit().await;
@@ -53,59 +46,28 @@ pub async fn run(sandbox: &Sandbox) -> Result<SelfTest, String> {
         return Err(format!("an echo came back as {echoed:?}"));
     }
     let began = Instant::now();
-    let spun = module
-        .run(job(
-            "spin",
-            Limits {
-                time: SPIN,
-                ..Limits::default()
-            },
-        ))
-        .exit()
-        .await;
+    let spun = module.run(job("spin", Limits { time: SPIN, ..Limits::default() })).exit().await;
     let overshoot = began.elapsed().saturating_sub(SPIN);
     if spun != Exit::Exceeded(Limit::Time(SPIN)) {
         return Err(format!("an endless loop ended as {spun:?}"));
     }
     let (runner_uids, runner_no_new_privs) = status(runner.pid())?;
     let pagemap_scan = engine::clears_touched_pages_only();
-    Ok(SelfTest {
-        compile,
-        echo,
-        overshoot,
-        pagemap_scan,
-        runner_uids,
-        runner_no_new_privs,
-    })
+    Ok(SelfTest { compile, echo, overshoot, pagemap_scan, runner_uids, runner_no_new_privs })
 }
 
 const PAYLOAD: &str = r#"{"args":[],"kwargs":{}}"#;
 
 fn job(task: &str, limits: Limits) -> Job {
-    Job {
-        task: task.to_owned(),
-        payload: PAYLOAD.to_owned(),
-        request: "{}".to_owned(),
-        limits,
-    }
+    Job { task: task.to_owned(), payload: PAYLOAD.to_owned(), request: "{}".to_owned(), limits }
 }
 
 /// Real, effective, saved and file-system uid, and no_new_privs, from /proc.
 fn status(pid: u32) -> Result<(Vec<u32>, bool), String> {
     let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path)
-        .map_err(|error| format!("failed to read {path}: {error}"))?;
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap_or("")
-            .trim()
-    };
-    let uids = field("Uid:")
-        .split_whitespace()
-        .filter_map(|uid| uid.parse().ok())
-        .collect();
+    let status = std::fs::read_to_string(&path).map_err(|error| format!("failed to read {path}: {error}"))?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim();
+    let uids = field("Uid:").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
     Ok((uids, field("NoNewPrivs:") == "1"))
 }
 
@@ -123,18 +85,11 @@ pub fn component(core: &str) -> Result<Vec<u8>, String> {
     let text = |error: &dyn std::fmt::Display| format!("{error:#}");
     let mut module = wat::parse_str(core).map_err(|error| text(&error))?;
     let mut resolve = Resolve::default();
-    let package = resolve
-        .push_str("task.wit", CONTRACT)
-        .map_err(|error| text(&error))?;
-    let world = resolve
-        .select_world(&[package], Some("task"))
-        .map_err(|error| text(&error))?;
+    let package = resolve.push_str("task.wit", CONTRACT).map_err(|error| text(&error))?;
+    let world = resolve.select_world(&[package], Some("task")).map_err(|error| text(&error))?;
     wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
         .map_err(|error| text(&error))?;
-    let mut encoder = ComponentEncoder::default()
-        .validate(true)
-        .module(&module)
-        .map_err(|error| text(&error))?;
+    let mut encoder = ComponentEncoder::default().validate(true).module(&module).map_err(|error| text(&error))?;
     encoder.encode().map_err(|error| text(&error))
 }
 

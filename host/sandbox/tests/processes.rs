@@ -6,8 +6,8 @@ use std::{process::ExitCode, time::Duration};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use rtask_sandbox::{
-    CompileError, CompileLimits, Event, Exit, Job, Limit, Limits, LoadError, Notice, Runner,
-    RunnerError, Sandbox, SandboxOptions, child,
+    CompileError, CompileLimits, Event, Exit, Job, Limit, Limits, LoadError, Notice, Runner, RunnerError, Sandbox,
+    SandboxOptions, child,
     self_test::{self, ECHO_OR_SPIN},
 };
 
@@ -20,19 +20,10 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("the_self_test_passes", the_self_test_passes),
         trial("what_is_no_component_is_refused_with_the_reason", refusals),
-        trial(
-            "a_component_that_is_too_large_never_reaches_the_compiler",
-            too_large,
-        ),
-        trial(
-            "a_compiler_out_of_time_or_memory_is_killed",
-            compiler_limits,
-        ),
+        trial("a_component_that_is_too_large_never_reaches_the_compiler", too_large),
+        trial("a_compiler_out_of_time_or_memory_is_killed", compiler_limits),
         trial("a_component_without_a_handler_is_refused", no_handler),
-        trial(
-            "memory_and_time_are_limits_of_one_run_and_its_neighbours_go_on",
-            limits,
-        ),
+        trial("memory_and_time_are_limits_of_one_run_and_its_neighbours_go_on", limits),
         trial("a_trap_tells_where_it_happened", trap),
         trial("a_killed_runner_loses_its_runs_and_says_so", killed),
         trial("a_dropped_runner_ends", dropped),
@@ -48,10 +39,7 @@ where
     F: Future<Output = Outcome> + 'static,
 {
     Trial::test(name, move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(test())
     })
 }
@@ -65,29 +53,17 @@ fn with(options: SandboxOptions) -> Sandbox {
 }
 
 fn job(task: &str, limits: Limits) -> Job {
-    Job {
-        task: task.into(),
-        payload: r#"{"args":[],"kwargs":{}}"#.into(),
-        request: "{}".into(),
-        limits,
-    }
+    Job { task: task.into(), payload: r#"{"args":[],"kwargs":{}}"#.into(), request: "{}".into(), limits }
 }
 
 /// The self test's module with other instructions in front of those of `run`.
 fn component(run: &str) -> Vec<u8> {
     let marked = "(if (i32.eq (i32.load8_u (local.get $task)) (i32.const 115)) (then (loop $for_ever (br $for_ever))))";
-    assert!(
-        ECHO_OR_SPIN.contains(marked),
-        "the self test's module has changed"
-    );
-    self_test::component(&ECHO_OR_SPIN.replace(marked, &format!("{marked}{run}")))
-        .expect("a valid module")
+    assert!(ECHO_OR_SPIN.contains(marked), "the self test's module has changed");
+    self_test::component(&ECHO_OR_SPIN.replace(marked, &format!("{marked}{run}"))).expect("a valid module")
 }
 
-async fn loaded(
-    sandbox: &Sandbox,
-    component: &[u8],
-) -> Result<(Runner, rtask_sandbox::ComponentId), Failed> {
+async fn loaded(sandbox: &Sandbox, component: &[u8]) -> Result<(Runner, rtask_sandbox::ComponentId), Failed> {
     let code = sandbox.compile(component).await?;
     let runner = sandbox.runner().await?;
     let module = runner.load(&code).await?;
@@ -103,13 +79,7 @@ async fn the_self_test_passes() -> Outcome {
 
 async fn refusals() -> Outcome {
     let sandbox = sandbox();
-    let refused = async |bytes: &[u8]| {
-        sandbox
-            .compile(bytes)
-            .await
-            .expect_err("it is no component")
-            .to_string()
-    };
+    let refused = async |bytes: &[u8]| sandbox.compile(bytes).await.expect_err("it is no component").to_string();
     for (bytes, reason) in [
         (&b"hello"[..], "not wasm"),
         (b"", "not wasm"),
@@ -124,52 +94,19 @@ async fn refusals() -> Outcome {
 }
 
 async fn too_large() -> Outcome {
-    let compile = CompileLimits {
-        component: 10,
-        ..CompileLimits::default()
-    };
-    let refused = with(SandboxOptions {
-        compile,
-        ..SandboxOptions::default()
-    })
-    .compile(&[0; 11])
-    .await;
-    assert!(
-        matches!(
-            refused,
-            Err(CompileError::TooLarge {
-                actual: 11,
-                limit: 10
-            })
-        ),
-        "{refused:?}"
-    );
+    let compile = CompileLimits { component: 10, ..CompileLimits::default() };
+    let refused = with(SandboxOptions { compile, ..SandboxOptions::default() }).compile(&[0; 11]).await;
+    assert!(matches!(refused, Err(CompileError::TooLarge { actual: 11, limit: 10 })), "{refused:?}");
     Ok(())
 }
 
 async fn compiler_limits() -> Outcome {
     // Two hundred thousand calls of each other's neighbours in one function: seconds of register allocation.
     let heavy = component(&"(drop (memory.grow (i32.const 0)))".repeat(200_000));
-    let time = CompileLimits {
-        time: Duration::from_secs(1),
-        ..CompileLimits::default()
-    };
-    let late = with(SandboxOptions {
-        compile: time,
-        ..SandboxOptions::default()
-    })
-    .compile(&heavy)
-    .await;
-    let memory = CompileLimits {
-        memory: 160 << 20,
-        ..CompileLimits::default()
-    };
-    let large = with(SandboxOptions {
-        compile: memory,
-        ..SandboxOptions::default()
-    })
-    .compile(&heavy)
-    .await;
+    let time = CompileLimits { time: Duration::from_secs(1), ..CompileLimits::default() };
+    let late = with(SandboxOptions { compile: time, ..SandboxOptions::default() }).compile(&heavy).await;
+    let memory = CompileLimits { memory: 160 << 20, ..CompileLimits::default() };
+    let large = with(SandboxOptions { compile: memory, ..SandboxOptions::default() }).compile(&heavy).await;
     assert!(matches!(late, Err(CompileError::Time(_))), "{late:?}");
     assert!(matches!(large, Err(CompileError::Memory(_))), "{large:?}");
     Ok(())
@@ -189,30 +126,11 @@ async fn limits() -> Outcome {
     let (runner, module) = loaded(&sandbox(), &component(hoard)).await?;
     let pid = runner.pid();
     let time = Duration::from_millis(200);
-    let spinning: Vec<_> = (0..4)
-        .map(|_| {
-            module.run(job(
-                "spin",
-                Limits {
-                    time,
-                    ..Limits::default()
-                },
-            ))
-        })
-        .collect();
+    let spinning: Vec<_> = (0..4).map(|_| module.run(job("spin", Limits { time, ..Limits::default() }))).collect();
     for _ in 0..200 {
         let memory = 1 << 20;
-        let hoarding = module.run(job(
-            "more",
-            Limits {
-                memory,
-                ..Limits::default()
-            },
-        ));
-        assert!(matches!(
-            module.run(job("echo", Limits::default())).exit().await,
-            Exit::Returned(_)
-        ));
+        let hoarding = module.run(job("more", Limits { memory, ..Limits::default() }));
+        assert!(matches!(module.run(job("echo", Limits::default())).exit().await, Exit::Returned(_)));
         assert_eq!(hoarding.exit().await, Exit::Exceeded(Limit::Memory(memory)));
     }
     for run in spinning {
@@ -225,14 +143,7 @@ async fn limits() -> Outcome {
 async fn trap() -> Outcome {
     let (_runner, module) = loaded(&sandbox(), &component("(unreachable)")).await?;
     let exit = module.run(job("echo", Limits::default())).exit().await;
-    let Exit::Trapped {
-        reason,
-        backtrace,
-        panicked,
-    } = exit
-    else {
-        panic!("{exit:?}")
-    };
+    let Exit::Trapped { reason, backtrace, panicked } = exit else { panic!("{exit:?}") };
     assert!(reason.contains("unreachable"), "{reason}");
     assert!(backtrace.is_some_and(|trace| trace.contains("0: ")));
     assert_eq!(panicked, None);
@@ -246,10 +157,7 @@ async fn killed() -> Outcome {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
     assert!(matches!(run.exit().await, Exit::Lost(_)));
     assert!(runner.ended().await.contains("signal"));
-    assert!(matches!(
-        module.run(job("echo", Limits::default())).exit().await,
-        Exit::Lost(_)
-    ));
+    assert!(matches!(module.run(job("echo", Limits::default())).exit().await, Exit::Lost(_)));
     Ok(())
 }
 
@@ -283,14 +191,8 @@ async fn forgotten() -> Outcome {
     let runner = sandbox.runner().await?;
     let (first, second) = (runner.load(&code).await?, runner.load(&code).await?);
     drop(first);
-    assert!(matches!(
-        second.run(job("echo", Limits::default())).exit().await,
-        Exit::Returned(_)
-    ));
-    let manifest = second
-        .describe(&Limits::default())
-        .await
-        .map_err(|exit| format!("{exit:?}"))?;
+    assert!(matches!(second.run(job("echo", Limits::default())).exit().await, Exit::Returned(_)));
+    let manifest = second.describe(&Limits::default()).await.map_err(|exit| format!("{exit:?}"))?;
     assert!(manifest.contains("self-test"));
     Ok(())
 }
@@ -299,30 +201,13 @@ async fn cached() -> Outcome {
     let folder = tempfile::tempdir()?;
     let cache = Some(folder.path().join("cache"));
     let component = component("");
-    let first = with(SandboxOptions {
-        cache: cache.clone(),
-        ..SandboxOptions::default()
-    })
-    .compile(&component)
-    .await?;
+    let first = with(SandboxOptions { cache: cache.clone(), ..SandboxOptions::default() }).compile(&component).await?;
     // A compiler that may take no component at all shows that none is asked.
-    let compile = CompileLimits {
-        component: 0,
-        ..CompileLimits::default()
-    };
-    let sandbox = with(SandboxOptions {
-        cache,
-        compile,
-        ..SandboxOptions::default()
-    });
+    let compile = CompileLimits { component: 0, ..CompileLimits::default() };
+    let sandbox = with(SandboxOptions { cache, compile, ..SandboxOptions::default() });
     let second = sandbox.compile(&component).await?;
     assert_eq!(first.size(), second.size());
-    let module = sandbox
-        .runner()
-        .await
-        .map_err(|error: RunnerError| error)?
-        .load(&second)
-        .await?;
+    let module = sandbox.runner().await.map_err(|error: RunnerError| error)?.load(&second).await?;
     assert!(module.describe(&Limits::default()).await.is_ok());
     Ok(())
 }
@@ -334,10 +219,7 @@ async fn locked_in() -> Outcome {
     for thread in std::fs::read_dir(format!("{proc}/task"))? {
         let status = std::fs::read_to_string(thread?.path().join("status"))?;
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
-        let uids = status
-            .lines()
-            .find(|line| line.starts_with("Uid:"))
-            .unwrap_or_default();
+        let uids = status.lines().find(|line| line.starts_with("Uid:")).unwrap_or_default();
         assert!(!uids.split_whitespace().any(|uid| uid == "0"), "{uids}");
     }
     Ok(())

@@ -28,39 +28,20 @@ pub(super) struct Call {
 }
 
 enum Target {
-    Run {
-        task: String,
-        payload: String,
-        request: String,
-    },
+    Run { task: String, payload: String, request: String },
     Describe,
 }
 
 impl Call {
     pub(super) fn describe(limits: Limits) -> Self {
-        Self {
-            limits,
-            target: Target::Describe,
-        }
+        Self { limits, target: Target::Describe }
     }
 }
 
 impl From<Job> for Call {
     fn from(job: Job) -> Self {
-        let Job {
-            task,
-            payload,
-            request,
-            limits,
-        } = job;
-        Self {
-            limits,
-            target: Target::Run {
-                task,
-                payload,
-                request,
-            },
-        }
+        let Job { task, payload, request, limits } = job;
+        Self { limits, target: Target::Run { task, payload, request } }
     }
 }
 
@@ -79,22 +60,13 @@ pub(super) struct State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let wasi = self
-            .wasi
-            .get_or_insert_with(|| Box::new(Wasi::new(&self.notices)));
-        WasiCtxView {
-            ctx: &mut wasi.ctx,
-            table: &mut wasi.table,
-        }
+        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(&self.notices)));
+        WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
     }
 }
 
 /// Run `call` in a fresh instance of `task`, within its limits; the instance is gone when this returns.
-pub(super) async fn run(
-    task: &TaskPre<State>,
-    call: Call,
-    notify: impl Fn(Notice) + Send + Sync + 'static,
-) -> Exit {
+pub(super) async fn run(task: &TaskPre<State>, call: Call, notify: impl Fn(Notice) + Send + Sync + 'static) -> Exit {
     let Call { limits, mut target } = call;
     let deadline = Instant::now() + limits.time;
     let request = match &mut target {
@@ -136,10 +108,7 @@ fn store(
             return Ok(UpdateDeadline::Interrupt);
         }
         // Tokio's own yield lets timers and sockets be served before the guest goes on.
-        Ok(UpdateDeadline::YieldCustom(
-            1,
-            Box::pin(tokio::task::yield_now()),
-        ))
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });
     store
 }
@@ -159,18 +128,13 @@ async fn invoke(
 
 fn judge(outcome: Result<String, Failure>, state: &State, limits: &Limits) -> Exit {
     match outcome {
-        Ok(result) if result.len() as u64 > limits.result => {
-            Exit::Exceeded(Limit::Result(limits.result))
-        }
+        Ok(result) if result.len() as u64 > limits.result => Exit::Exceeded(Limit::Result(limits.result)),
         Ok(result) => Exit::Returned(result),
         Err(Failure::Failed(exception)) => Exit::Raised(state.bounded(exception)),
         Err(Failure::Reject(rejection)) => {
             let mut reason = rejection.reason;
             reason.truncate(reason.floor_char_boundary(MAX_REASON));
-            Exit::Rejected {
-                reason,
-                requeue: rejection.requeue,
-            }
+            Exit::Rejected { reason, requeue: rejection.requeue }
         }
         Err(Failure::Ignore) => Exit::Ignored,
     }
@@ -188,11 +152,7 @@ fn explain(error: &wasmtime::Error, state: State, time: Duration) -> Exit {
     }
     let mut reason = error.root_cause().to_string();
     reason.truncate(reason.floor_char_boundary(MAX_REASON));
-    Exit::Trapped {
-        reason,
-        backtrace: backtrace(error),
-        panicked: state.panicked,
-    }
+    Exit::Trapped { reason, backtrace: backtrace(error), panicked: state.panicked }
 }
 
 /// The guest's frames, innermost first, as far as the component names its functions.
@@ -205,13 +165,5 @@ fn backtrace(error: &wasmtime::Error) -> Option<String> {
         );
         format!("  {number}: {name}\n")
     };
-    Some(
-        trace
-            .frames()
-            .iter()
-            .take(MAX_FRAMES)
-            .enumerate()
-            .map(frame)
-            .collect(),
-    )
+    Some(trace.frames().iter().take(MAX_FRAMES).enumerate().map(frame).collect())
 }

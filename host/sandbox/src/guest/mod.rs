@@ -45,11 +45,7 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(options: &SandboxOptions) -> Self {
         let slots = u32::try_from(options.slots.max(1)).unwrap_or(u32::MAX);
-        Self {
-            threads: options.threads.max(1),
-            slots,
-            max_memory: options.max_memory,
-        }
+        Self { threads: options.threads.max(1), slots, max_memory: options.max_memory }
     }
 }
 
@@ -89,12 +85,7 @@ fn take_descriptor(standard: impl AsFd) -> std::io::Result<OwnedFd> {
 }
 
 /// Until the supervisor closes its end.
-async fn serve(
-    jobs: StdUnixStream,
-    modules: Arc<Modules>,
-    ticker: Arc<Ticker>,
-    slots: u32,
-) -> wasmtime::Result<()> {
+async fn serve(jobs: StdUnixStream, modules: Arc<Modules>, ticker: Arc<Ticker>, slots: u32) -> wasmtime::Result<()> {
     let (mut from, to) = UnixStream::from_std(jobs)?.into_split();
     let (reports, queue) = mpsc::unbounded_channel();
     tokio::spawn(write_reports(queue, to));
@@ -102,33 +93,11 @@ async fn serve(
     let mut buffer = Vec::new();
     let take = |order| match order {
         Order::Unload { component } => modules.forget(component),
-        Order::Run {
-            run,
-            component,
-            job,
-        } => start_run(
-            &modules,
-            &ticker,
-            &slots,
-            &reports,
-            run,
-            component,
-            job.into(),
-        ),
-        Order::Describe {
-            run,
-            component,
-            limits,
-        } => {
-            start_run(
-                &modules,
-                &ticker,
-                &slots,
-                &reports,
-                run,
-                component,
-                Call::describe(limits),
-            );
+        Order::Run { run, component, job } => {
+            start_run(&modules, &ticker, &slots, &reports, run, component, job.into())
+        }
+        Order::Describe { run, component, limits } => {
+            start_run(&modules, &ticker, &slots, &reports, run, component, Call::describe(limits));
         }
     };
     let mut take = take;

@@ -34,31 +34,18 @@ impl Modules {
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         Task::add_to_linker::<_, wasmtime::component::HasSelf<_>>(&mut linker, |state| state)?;
-        let modules = Arc::new(Self {
-            engine,
-            linker,
-            loaded: RwLock::default(),
-        });
+        let modules = Arc::new(Self { engine, linker, loaded: RwLock::default() });
         let listening = modules.clone();
-        std::thread::Builder::new()
-            .name("modules".into())
-            .spawn(move || listening.receive_all(&socket))?;
+        std::thread::Builder::new().name("modules".into()).spawn(move || listening.receive_all(&socket))?;
         Ok(modules)
     }
 
     pub(super) fn get(&self, component: u32) -> Option<Arc<TaskPre<State>>> {
-        self.loaded
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&component)
-            .cloned()
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).get(&component).cloned()
     }
 
     pub(super) fn forget(&self, component: u32) {
-        self.loaded
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&component);
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(&component);
     }
 
     fn receive_all(&self, socket: &OwnedFd) {
@@ -107,12 +94,7 @@ fn receive(socket: &OwnedFd) -> std::io::Result<Option<(Load, OwnedFd)>> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
     let flags = net::RecvFlags::CMSG_CLOEXEC;
-    let received = net::recvmsg(
-        socket,
-        &mut [std::io::IoSliceMut::new(&mut bytes)],
-        &mut control,
-        flags,
-    )?;
+    let received = net::recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut bytes)], &mut control, flags)?;
     if received.bytes == 0 {
         return Ok(None);
     }

@@ -54,21 +54,13 @@ impl Notices {
         if spend(&self.log_left, cost) {
             (self.send)(Notice::Log { level, message });
         } else if !self.log_cut.swap(true, Ordering::Relaxed) {
-            let message =
-                "the task said more than its log limit allows; the rest is dropped".to_owned();
-            (self.send)(Notice::Log {
-                level: Level::Warning,
-                message,
-            });
+            let message = "the task said more than its log limit allows; the rest is dropped".to_owned();
+            (self.send)(Notice::Log { level: Level::Warning, message });
         }
     }
 
     pub(super) fn state(&self, state: String, meta: String) -> Result<(), Limit> {
-        let one = self
-            .states_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            });
+        let one = self.states_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if one.is_err() {
             return Err(Limit::States(self.states));
         }
@@ -81,10 +73,7 @@ impl Notices {
 }
 
 fn spend(left: &AtomicU64, cost: u64) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(cost)
-    })
-    .is_ok()
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(cost)).is_ok()
 }
 
 /// A standard stream of a guest.
@@ -118,10 +107,7 @@ struct Lines {
 
 impl Lines {
     fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            line: Vec::new(),
-        }
+        Self { stream, line: Vec::new() }
     }
 
     fn take(&mut self, bytes: &[u8]) {
@@ -170,11 +156,7 @@ impl OutputStream for Lines {
 }
 
 impl AsyncWrite for Lines {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         self.take(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -196,10 +178,7 @@ mod tests {
     fn heard(limits: &Limits) -> (Arc<Notices>, Arc<Mutex<Vec<Notice>>>) {
         let heard: Arc<Mutex<Vec<Notice>>> = Arc::default();
         let ours = heard.clone();
-        (
-            Notices::new(limits, move |notice| ours.lock().unwrap().push(notice)),
-            heard,
-        )
+        (Notices::new(limits, move |notice| ours.lock().unwrap().push(notice)), heard)
     }
 
     fn lines(heard: &Mutex<Vec<Notice>>) -> Vec<String> {
@@ -213,10 +192,7 @@ mod tests {
     #[test]
     fn a_stream_becomes_lines() {
         let (notices, heard) = heard(&Limits::default());
-        let mut stream = Lines::new(Stream {
-            level: Level::Info,
-            notices,
-        });
+        let mut stream = Lines::new(Stream { level: Level::Info, notices });
         stream.take(b"one\ntw");
         stream.take(b"o\nrest");
         drop(stream);
@@ -225,14 +201,8 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_and_said_to_be() {
-        let (notices, heard) = heard(&Limits {
-            log: 10,
-            ..Limits::default()
-        });
-        let mut stream = Lines::new(Stream {
-            level: Level::Info,
-            notices,
-        });
+        let (notices, heard) = heard(&Limits { log: 10, ..Limits::default() });
+        let mut stream = Lines::new(Stream { level: Level::Info, notices });
         stream.take("\n".repeat(1000).as_bytes());
         let lines = lines(&heard);
         assert_eq!(lines.len(), 11);
@@ -241,16 +211,9 @@ mod tests {
 
     #[test]
     fn states_are_counted_and_weighed() {
-        let (notices, _) = heard(&Limits {
-            states: 2,
-            states_size: 10,
-            ..Limits::default()
-        });
+        let (notices, _) = heard(&Limits { states: 2, states_size: 10, ..Limits::default() });
         assert_eq!(notices.state("A".into(), "1".into()), Ok(()));
-        assert_eq!(
-            notices.state("A".into(), "123456789".into()),
-            Err(Limit::StatesSize(10))
-        );
+        assert_eq!(notices.state("A".into(), "123456789".into()), Err(Limit::StatesSize(10)));
         assert_eq!(notices.state("A".into(), "1".into()), Err(Limit::States(2)));
     }
 }

@@ -20,14 +20,9 @@ pub(super) struct Ticking(Arc<Ticker>);
 
 impl Ticker {
     pub(super) fn start(engine: Engine) -> std::io::Result<Arc<Self>> {
-        let ticker = Arc::new(Self {
-            running: AtomicUsize::new(0),
-            thread: std::sync::OnceLock::new(),
-        });
+        let ticker = Arc::new(Self { running: AtomicUsize::new(0), thread: std::sync::OnceLock::new() });
         let ours = ticker.clone();
-        let thread = std::thread::Builder::new()
-            .name("ticker".into())
-            .spawn(move || ours.tick(&engine))?;
+        let thread = std::thread::Builder::new().name("ticker".into()).spawn(move || ours.tick(&engine))?;
         ticker.thread.get_or_init(|| thread.thread().clone());
         Ok(ticker)
     }

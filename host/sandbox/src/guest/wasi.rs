@@ -27,10 +27,7 @@ pub(super) struct Wasi {
 
 impl Wasi {
     pub(super) fn new(notices: &Arc<Notices>) -> Self {
-        let stream = |level| Stream {
-            level,
-            notices: notices.clone(),
-        };
+        let stream = |level| Stream { level, notices: notices.clone() };
         let ctx = WasiCtx::builder()
             .stdout(stream(Level::Info))
             .stderr(stream(Level::Warning))
@@ -55,11 +52,7 @@ impl HostWallClock for CoarseWallClock {
     }
 
     fn now(&self) -> Duration {
-        coarse(
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default(),
-        )
+        coarse(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 }
 

@@ -1,0 +1,184 @@
+//! Running one admitted request: what its guest is given, and what is heard from it.
+
+use std::time::Duration;
+
+use rtask_protocol::{Record, Request, State};
+use rtask_registry::manifest::TaskOptions;
+use rtask_sandbox::{Event, Exit, Job, Level, Limits, Notice};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    Options,
+    catalogue::Route,
+    options::{LONGEST_RUN, RUNNER_GRACE},
+    worker::Worker,
+};
+
+/// A state's name is cut off here (bytes).
+const MAX_STATE_NAME: usize = 64;
+
+/// Run `request` to its end, with its states stored and its lines logged as they come.
+pub(crate) async fn run(worker: &Worker, request: &Request, route: &Route) -> Exit {
+    if route.spec.options.track_started.unwrap_or(worker.options.track_started) {
+        store(worker, Record::started(&request.id, std::process::id(), &worker.options.name)).await;
+    }
+    let job = job(&worker.options, request, route);
+    let patience = job.limits.time + RUNNER_GRACE;
+    let mut run = route.component.run(job);
+    let to_the_end = async {
+        loop {
+            match run.next().await {
+                Event::Notice(notice) => hear(worker, request, notice).await,
+                Event::Exit(exit) => break exit,
+            }
+        }
+    };
+    // The runner enforces the limit. One that does not is broken, and takes its other tasks with it.
+    match tokio::time::timeout(patience, to_the_end).await {
+        Ok(exit) => exit,
+        Err(_) => {
+            route.runner.kill();
+            Exit::Lost("the runner process did not enforce the time limit".to_owned())
+        }
+    }
+}
+
+async fn hear(worker: &Worker, request: &Request, notice: Notice) {
+    let (id, task) = (&request.id, &request.task);
+    match notice {
+        Notice::Log { level, message } => {
+            let message = message.escape_debug();
+            match level {
+                Level::Debug => tracing::debug!(id, task, "{message}"),
+                Level::Info => tracing::info!(id, task, "{message}"),
+                Level::Warning => tracing::warn!(id, task, "{message}"),
+                Level::Critical => tracing::error!(id, task, "{message}"),
+            }
+        }
+        Notice::State { state, meta } => match custom_state(&request.id, &state, meta) {
+            Some(record) => store(worker, record).await,
+            None => tracing::warn!(id, task, "a state was not stored: its name is Celery's own, or its meta no JSON"),
+        },
+    }
+}
+
+/// None for a state that only the worker may set: a client would take it for the end.
+fn custom_state(id: &str, state: &str, meta: String) -> Option<Record> {
+    let own = serde_json::from_value(state.into()).is_ok_and(|state| !matches!(state, State::Custom(_)));
+    if own || state.is_empty() || state.len() > MAX_STATE_NAME {
+        return None;
+    }
+    Some(Record::custom(id, state.to_owned(), RawValue::from_string(meta).ok()?))
+}
+
+/// States on the way are worth one try; only the final one is a promise.
+async fn store(worker: &Worker, record: Record) {
+    if let Err(error) = worker.ports.backend.store(&record).await {
+        tracing::warn!(id = record.task_id, %error, "a state could not be stored");
+    }
+}
+
+fn job(options: &Options, request: &Request, route: &Route) -> Job {
+    let body = &request.body;
+    let (args, kwargs) = (body.args.get(), body.kwargs.get());
+    let mut payload = String::with_capacity(args.len() + kwargs.len() + 20);
+    for part in [r#"{"args":"#, args, r#","kwargs":"#, kwargs, "}"] {
+        payload.push_str(part);
+    }
+    Job {
+        task: request.task.clone(),
+        payload,
+        request: context(options, request, route),
+        limits: limits(options, request.time_limit.hard, &route.spec.options),
+    }
+}
+
+/// The narrower of what the message and the task ask for, and the worker's own where neither does.
+fn limits(options: &Options, message_time: Option<f64>, task: &TaskOptions) -> Limits {
+    let named = [message_time, task.time_limit].into_iter().flatten().reduce(f64::min);
+    let named = named.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_RUN));
+    let memory = task.memory.unwrap_or(options.limits.memory).min(options.max_memory);
+    let time = named.unwrap_or(options.limits.time).min(LONGEST_RUN);
+    Limits { time, memory, ..options.limits.clone() }
+}
+
+/// What `context.request` answers; see sdk/wit/task.wit.
+fn context(options: &Options, request: &Request, route: &Route) -> String {
+    #[derive(Serialize)]
+    struct Context<'a> {
+        id: &'a str,
+        task: &'a str,
+        retries: u32,
+        root_id: &'a str,
+        parent_id: Option<&'a str>,
+        group: Option<&'a str>,
+        eta: Option<String>,
+        expires: Option<String>,
+        timelimit: [Option<f64>; 2],
+        priority: u8,
+        hostname: &'a str,
+        headers: &'a rtask_protocol::Headers,
+        module: &'a str,
+        version: u32,
+    }
+    let context = Context {
+        id: &request.id,
+        task: &request.task,
+        retries: request.retries,
+        root_id: &request.root_id,
+        parent_id: request.parent_id.as_deref(),
+        group: request.group.as_deref(),
+        eta: request.eta.map(rtask_protocol::time::format),
+        expires: request.expires.map(rtask_protocol::time::format),
+        timelimit: [request.time_limit.hard, request.time_limit.soft],
+        priority: request.priority,
+        hostname: &options.name,
+        headers: &request.custom_headers,
+        module: &route.version.module,
+        version: route.version.number,
+    };
+    serde_json::to_string(&context).expect("plain values always serialise")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_narrowest_named_time_limit_wins() {
+        let seconds = Duration::from_secs;
+        let options = Options::default();
+        let rows = [
+            (None, None, seconds(300)),
+            (Some(1.0), None, seconds(1)),
+            (None, Some(2.0), seconds(2)),
+            (Some(9.0), Some(2.0), seconds(2)),
+            (Some(900.0), None, seconds(900)),
+            (Some(f64::MAX), None, LONGEST_RUN),
+        ];
+        for (message, task, expected) in rows {
+            let task = TaskOptions { time_limit: task, ..TaskOptions::default() };
+            assert_eq!(limits(&options, message, &task).time, expected);
+        }
+    }
+
+    #[test]
+    fn a_task_may_ask_for_no_more_memory_than_the_worker_gives() {
+        let options = Options { max_memory: 100 << 20, ..Options::default() };
+        let rows = [(None, 64 << 20), (Some(1 << 20), 1 << 20), (Some(1 << 40), 100 << 20)];
+        for (memory, expected) in rows {
+            let task = TaskOptions { memory, ..TaskOptions::default() };
+            assert_eq!(limits(&options, None, &task).memory, expected);
+        }
+    }
+
+    #[test]
+    fn a_task_cannot_pretend_to_have_ended() {
+        for state in ["SUCCESS", "FAILURE", "REVOKED", "RETRY", "", &"X".repeat(65)] {
+            assert!(custom_state("t", state, "1".into()).is_none(), "{state}");
+        }
+        assert!(custom_state("t", "PROGRESS", "{not json".into()).is_none());
+        assert_eq!(custom_state("t", "PROGRESS", r#"{"done":1}"#.into()).unwrap().status.name(), "PROGRESS");
+    }
+}
