@@ -54,6 +54,12 @@ pub fn dispatch() -> Option<ExitCode> {
         eprintln!("failed to lock the sandbox: {error}");
         return Some(ExitCode::FAILURE);
     }
+    let name = match orders.role {
+        Role::Compiler(_) => c"rtask-compiler",
+        Role::Runner(_) => c"rtask-runner",
+    };
+    // What `ps` and `top` show; a kernel that refuses shows `exe`.
+    let _ = nix::sys::prctl::set_name(name);
     Some(match orders.role {
         Role::Compiler(settings) => compiler::child(&settings),
         Role::Runner(settings) => guest::main(settings),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
-use crate::{Exit, Job, Limit, Limits, Sandbox, engine, privileges};
+use crate::{Exit, Job, Limit, Limits, Sandbox, engine};
 
 /// What [`run`] saw.
 #[derive(Clone, Debug, Serialize)]
@@ -69,11 +69,6 @@ fn status(pid: u32) -> Result<(Vec<u32>, bool), String> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim();
     let uids = field("Uid:").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
     Ok((uids, field("NoNewPrivs:") == "1"))
-}
-
-/// Whether this process could start children that are not root.
-pub fn can_leave_root() -> bool {
-    !privileges::is_root() || nix::unistd::getuid().is_root()
 }
 
 /// Make a component of a core module in text form that exports the handler's functions under their canonical

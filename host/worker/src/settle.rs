@@ -33,6 +33,7 @@ pub(crate) struct Policy {
 }
 
 /// A message, or what is left of it once it was acked before the run.
+#[expect(clippy::large_enum_variant, reason = "there is one for each running task, and it lives in that task's future")]
 pub(crate) enum Held {
     Unacked(Delivery),
     Acked,

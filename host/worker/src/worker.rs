@@ -39,6 +39,7 @@ pub(crate) struct Worker {
 }
 
 /// What can happen to a worker.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is moved on at once")]
 enum Event {
     Delivered(Delivery),
     /// The consumer was given up by the broker for good.

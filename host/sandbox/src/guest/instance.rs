@@ -157,13 +157,14 @@ fn explain(error: &wasmtime::Error, state: State, time: Duration) -> Exit {
 
 /// The guest's frames, innermost first, as far as the component names its functions.
 fn backtrace(error: &wasmtime::Error) -> Option<String> {
-    let trace = error.downcast_ref::<WasmBacktrace>()?;
-    let frame = |(number, frame): (usize, &wasmtime::FrameInfo)| {
-        let name = frame.func_name().map_or_else(
-            || format!("wasm function {}", frame.func_index()),
-            |name| format!("{:#}", rustc_demangle::demangle(name)),
-        );
-        format!("  {number}: {name}\n")
+    let frames = error.downcast_ref::<WasmBacktrace>()?.frames();
+    let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
+        Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+        None => format!("wasm function {}", frame.func_index()),
     };
-    Some(trace.frames().iter().take(MAX_FRAMES).enumerate().map(frame).collect())
+    let names: Vec<_> = frames.iter().take(MAX_FRAMES).map(name).collect();
+    // What Rust does between a panic and its end is the same each time.
+    let panicked = names.iter().rposition(|name| name.starts_with("core::panicking::"));
+    let lines = names.iter().skip(panicked.map_or(0, |at| at + 1)).enumerate();
+    Some(lines.map(|(number, name)| format!("  {number}: {name}\n")).collect())
 }
