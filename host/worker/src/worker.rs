@@ -5,7 +5,10 @@ use std::sync::Arc;
 use rtask_broker::{BrokerError, Consumer, Delivery, Subscription};
 use rtask_registry::RegistryError;
 use rtask_sandbox::RunnerError;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,8 +47,8 @@ enum Event {
     Delivered(Delivery),
     /// The consumer was given up by the broker for good.
     Abandoned,
-    /// A task has been settled.
-    Settled,
+    /// A task's handling has ended.
+    Settled(Result<(), JoinError>),
     Stop,
 }
 
@@ -72,7 +75,9 @@ pub async fn run(options: Options, ports: Ports, stopping: CancellationToken) ->
     worker.stopping.cancel();
     tracing::info!(running = tasks.len(), "{name} stops; tasks that run are finished first");
     consumer.cancel().await;
-    while tasks.join_next().await.is_some() {}
+    while let Some(settled) = tasks.join_next().await {
+        note(settled);
+    }
     keeping.abort();
     if let Err(error) = worker.ports.registry.retire(&worker.options.name).await {
         tracing::warn!(%error, "the registry could not be told that this worker is gone; it will notice");
@@ -88,7 +93,7 @@ async fn receive(worker: &Arc<Worker>, consumer: &mut Consumer, tasks: &mut Join
             Event::Delivered(delivery) => {
                 tasks.spawn(task::walk(worker.clone(), delivery));
             }
-            Event::Settled => {}
+            Event::Settled(settled) => note(settled),
             Event::Abandoned => return Err(WorkerError::Consumer(worker.options.queues.join(", "))),
             Event::Stop => return Ok(()),
         }
@@ -99,9 +104,15 @@ async fn next(worker: &Worker, consumer: &mut Consumer, tasks: &mut JoinSet<()>)
     tokio::select! {
         biased;
         () = worker.stopping.cancelled() => Event::Stop,
-        // Tasks handle their own failures; one that panicked has dropped its delivery, which is delivered again.
-        Some(_) = tasks.join_next() => Event::Settled,
+        Some(settled) = tasks.join_next() => Event::Settled(settled),
         delivery = consumer.next() => delivery.map_or(Event::Abandoned, Event::Delivered),
+    }
+}
+
+/// Tasks handle their own failures. One that panicked has dropped its delivery, so the message comes back.
+fn note(settled: Result<(), JoinError>) {
+    if let Err(error) = settled {
+        tracing::error!(%error, "a task's handling broke off; its message is delivered again");
     }
 }
 
