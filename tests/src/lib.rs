@@ -1,1 +1,23 @@
+//! The harness of the end-to-end tests: rtask's binary, real servers, real Celery.
+//!
+//! `cargo xtask test` sets up what these tests need and tells them by environment variables ([`environment`]);
+//! without it they fail, and say so. Nothing of rtask is linked in: what is tested is what users get.
+//!
+//! Read [`stage`] first (where a test plays: brokers and stores of its own), then [`worker`], then [`proc`] (what
+//! the kernel says of processes) and [`guest`] (modules that no SDK would make).
 
+pub mod environment;
+pub mod guest;
+pub mod proc;
+pub mod rtask;
+pub mod servers;
+pub mod stage;
+pub mod worker;
+
+pub use guest::Guest;
+pub use rtask::Outcome;
+pub use stage::Stage;
+pub use worker::Worker;
+
+/// How long anything that is sure to happen may take, on a machine that is busy with other tests.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::{
     output::{self, Output},
     settings::SettingsError,
+    visible,
 };
 
 /// What a command's exit says to scripts; done is 0.
@@ -67,8 +68,11 @@ impl Failure {
             let Self { code, message, causes, hint } = &self;
             output::complain(json!({ "error": message, "causes": causes, "hint": hint, "code": *code as u8 }));
         } else {
-            output::complain(format_args!("error: {}", self.message));
-            self.causes.iter().for_each(|cause| output::complain(format_args!("  caused by: {cause}")));
+            // A compiler's complaint can quote the component that it is about.
+            output::complain(format_args!("error: {}", visible::lines(&self.message)));
+            self.causes
+                .iter()
+                .for_each(|cause| output::complain(format_args!("  caused by: {}", visible::lines(cause))));
             self.hint.iter().for_each(|hint| output::complain(format_args!("hint: {hint}")));
         }
         self.code.into()

@@ -43,5 +43,7 @@ pub fn start(level: Level, output: Output) {
     } else {
         log.compact().with_ansi(output.is_colourful()).with_target(false).boxed()
     };
+    // It calls each answer of a server that we expect an error, and we pass on those that are.
+    let filter = filter.with_target("lapin", LevelFilter::OFF);
     tracing_subscriber::registry().with(log.with_filter(filter)).init();
 }

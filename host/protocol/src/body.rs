@@ -25,6 +25,24 @@ pub struct Embed {
     pub chord: Option<Box<RawValue>>,
 }
 
+impl Embed {
+    /// The name of a part that says something; an empty list says nothing.
+    pub fn first(&self) -> Option<&'static str> {
+        let says = |part: &Option<Box<RawValue>>| part.as_deref().is_some_and(|part| !is_empty(part.get()));
+        let parts = [
+            ("callbacks", &self.callbacks),
+            ("errbacks", &self.errbacks),
+            ("chain", &self.chain),
+            ("chord", &self.chord),
+        ];
+        parts.into_iter().find(|(_, part)| says(part)).map(|(name, _)| name)
+    }
+}
+
+fn is_empty(json: &str) -> bool {
+    json.chars().filter(|character| !character.is_whitespace()).eq("[]".chars())
+}
+
 /// Why a body is not one of protocol 2.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -84,7 +102,8 @@ mod tests {
     #[test]
     fn what_is_no_body_is_refused_with_a_reason() {
         let rows = [
-            ("{not json", "not JSON"),
+            ("{not json", "not [args, kwargs, embed]"),
+            ("not json", "not JSON"),
             ("[[NaN], {}, {}]", "not JSON"),
             ("[[1], {}", "not JSON"),
             ("{}", "not [args, kwargs, embed]"),

@@ -63,7 +63,7 @@ impl Call {
         let properties = Properties {
             priority: Some(self.priority),
             correlation_id: Some(self.id.clone()),
-            expiration: self.expires.map(|expires| milliseconds_until(expires, now)),
+            expiration: self.expires.and_then(|expires| milliseconds_until(expires, now)),
             ..Properties::persistent_json()
         };
         Message { headers, properties, body: body.encode().into() }
@@ -79,10 +79,11 @@ fn seconds(limit: Option<f64>) -> Value {
     }
 }
 
-/// The AMQP `expiration` property; what is past expires at once.
-fn milliseconds_until(expires: Timestamp, now: Timestamp) -> String {
+/// The AMQP `expiration` property; what is past expires at once. None for more milliseconds than RabbitMQ takes
+/// (about 50 days): the header tells the worker all the same.
+fn milliseconds_until(expires: Timestamp, now: Timestamp) -> Option<String> {
     let left = expires.duration_since(now).max(SignedDuration::ZERO);
-    left.as_millis().to_string()
+    u32::try_from(left.as_millis()).ok().map(|left| left.to_string())
 }
 
 #[cfg(test)]
@@ -138,6 +139,8 @@ mod tests {
         assert_eq!(message.properties.expiration.as_deref(), Some("60500"));
         let past = Call { expires: Some(now()), ..Call::new("t") }.message(expires);
         assert_eq!(past.properties.expiration.as_deref(), Some("0"));
+        let far = Call { expires: Some(now() + SignedDuration::from_hours(24 * 60)), ..Call::new("t") }.message(now());
+        assert_eq!((far.properties.expiration, far.headers["expires"].is_string()), (None, true));
     }
 
     #[test]

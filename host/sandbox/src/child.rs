@@ -112,5 +112,8 @@ pub(crate) fn spawn(
         .stdout(Stdio::from(output))
         .stderr(Stdio::piped())
         .kill_on_drop(true)
+        // Ctrl-C on a terminal reaches every process of the foreground group; it is for the supervisor alone,
+        // which lets its runs finish.
+        .process_group(0)
         .spawn()
 }

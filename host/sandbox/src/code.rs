@@ -22,6 +22,9 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
+/// Components whose code is kept.
+const MAX_ENTRIES: usize = 1_000;
+const KEY_FILE: &str = "key";
 const KEY_SIZE: usize = 32;
 const TAG_SIZE: usize = 32;
 
@@ -93,7 +96,7 @@ impl Cache {
         }
         let engine = crate::engine::for_compiling().map(|engine| crate::engine::fingerprint(&engine));
         let engine = engine.map_err(|error| io(std::io::Error::other(error.to_string())))?;
-        Ok(Self { folder: folder.to_owned(), key: key(&folder.join("key")).map_err(io)?, engine })
+        Ok(Self { folder: folder.to_owned(), key: key(&folder.join(KEY_FILE)).map_err(io)?, engine })
     }
 
     /// None if nothing is kept, or if what is kept is not what this account put there.
@@ -117,13 +120,25 @@ impl Cache {
         }
         let bytes = code.bytes()?;
         let tag = self.mac(component, &bytes).finalize().into_bytes();
-        // Written aside and renamed, so that a reader never meets half a file.
+        // Renamed into place, so that a reader never meets half a file.
         let path = self.path(component);
-        let aside = path.with_extension(format!("{}.new", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-        file.write_all(&tag)?;
-        file.write_all(&bytes)?;
-        std::fs::rename(&aside, &path)
+        let aside = write_aside(&path, &[&tag, &bytes])?;
+        std::fs::rename(&aside, &path)?;
+        self.forget_oldest()
+    }
+
+    /// Keep the [`MAX_ENTRIES`] newest files; what is forgotten is compiled again when it is needed.
+    fn forget_oldest(&self) -> std::io::Result<()> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path != self.folder.join(KEY_FILE) {
+                entries.push((std::fs::metadata(&path)?.modified()?, path));
+            }
+        }
+        entries.sort();
+        let surplus = entries.len().saturating_sub(MAX_ENTRIES);
+        entries.into_iter().take(surplus).try_for_each(|(_, path)| std::fs::remove_file(path))
     }
 
     fn path(&self, component: &[u8]) -> PathBuf {
@@ -140,18 +155,31 @@ impl Cache {
     }
 }
 
-/// Read the key, or make one.
+/// Read the key, or make one. It appears whole or not at all, and the first one stays.
 fn key(path: &Path) -> std::io::Result<[u8; KEY_SIZE]> {
     let mut key = [0; KEY_SIZE];
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => {
-            File::open("/dev/urandom")?.read_exact(&mut key)?;
-            file.write_all(&key)?;
+    if !path.exists() {
+        File::open("/dev/urandom")?.read_exact(&mut key)?;
+        let aside = write_aside(path, &[&key])?;
+        match std::fs::hard_link(&aside, path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => std::fs::remove_file(&aside)?,
         }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => File::open(path)?.read_exact(&mut key)?,
-        Err(error) => return Err(error),
     }
+    File::open(path)?.read_exact(&mut key)?;
     Ok(key)
+}
+
+/// A file beside `path` with this content; its name is nobody else's, also where process ids are shared.
+fn write_aside(path: &Path, parts: &[&[u8]]) -> std::io::Result<PathBuf> {
+    let mut name = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut name)?;
+    let aside = path.with_extension(format!("{}.new", hex::encode(name)));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    Ok(aside)
 }
 
 #[cfg(test)]

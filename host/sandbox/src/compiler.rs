@@ -126,10 +126,13 @@ fn explain(status: std::process::ExitStatus, said: &[u8], limits: &CompileLimits
     let text = String::from_utf8_lossy(said);
     let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
     match (signal, serde_json::from_slice(said)) {
-        (Some(Signal::SIGALRM | Signal::SIGXCPU | Signal::SIGKILL), _) => CompileError::Time(limits.time),
+        (Some(Signal::SIGALRM | Signal::SIGXCPU), _) => CompileError::Time(limits.time),
         (Some(Signal::SIGXFSZ), _) => CompileError::CodeSize(limits.code),
         (Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS), _) if text.contains("memory allocation") => {
             CompileError::Memory(limits.memory)
+        }
+        (Some(Signal::SIGKILL), _) => {
+            CompileError::Died("it was killed from outside; is the machine out of memory?".into())
         }
         (Some(signal), _) => CompileError::Died(format!("{signal} {}", text.trim())),
         (None, Ok(Complaint::NotWasm)) => CompileError::NotWasm,
@@ -169,6 +172,7 @@ fn compile_here(limits: &CompileLimits) -> Result<u64, Complaint> {
     if !wasmparser::Parser::is_component(&component) {
         return Err(Complaint::NotWasm);
     }
+    refuse_long_names(&component)?;
     let engine = engine::for_compiling().map_err(|error| invalid(&error))?;
     let code = engine.precompile_component(&component).map_err(|error| invalid(&format_args!("{error:#}")))?;
     let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().map_err(|error| invalid(&error))?);
@@ -176,12 +180,30 @@ fn compile_here(limits: &CompileLimits) -> Result<u64, Complaint> {
     Ok(engine::fingerprint(&engine))
 }
 
+/// See [`engine::MAX_FUNCTION_NAME`]. What cannot be parsed here is left to the compiler to complain of.
+fn refuse_long_names(component: &[u8]) -> Result<(), Complaint> {
+    let too_long = |naming: wasmparser::Naming<'_>| naming.name.len() > engine::MAX_FUNCTION_NAME;
+    for payload in wasmparser::Parser::new(0).parse_all(component).flatten() {
+        let wasmparser::Payload::CustomSection(section) = payload else { continue };
+        let wasmparser::KnownCustom::Name(names) = section.as_known() else { continue };
+        for name in names.into_iter().flatten() {
+            if let wasmparser::Name::Function(functions) = name
+                && functions.into_iter().flatten().any(too_long)
+            {
+                let limit = engine::MAX_FUNCTION_NAME;
+                return Err(Complaint::Invalid(format!("it names a function with more than {limit} bytes")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// All of it by the kernel: processor time, wall time, address space, size of the output.
 fn bound(limits: &CompileLimits) -> nix::Result<()> {
     let seconds = limits.time.as_secs().max(1);
     // Processor time counts all threads, of which there is one a core.
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    setrlimit(Resource::RLIMIT_CPU, seconds * cores, seconds * cores)?;
+    setrlimit(Resource::RLIMIT_CPU, seconds * cores, seconds * cores + 1)?;
     setrlimit(Resource::RLIMIT_AS, limits.memory, limits.memory)?;
     setrlimit(Resource::RLIMIT_FSIZE, limits.code, limits.code)?;
     nix::unistd::alarm::set(u32::try_from(seconds).unwrap_or(u32::MAX));

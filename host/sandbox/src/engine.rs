@@ -1,11 +1,20 @@
 //! The one engine configuration, shared by the compiler that makes machine code and the runner that loads it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    num::NonZeroUsize,
+};
 
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmFeatures};
 
 /// The longest time between two looks at a running guest's clock.
 pub(crate) const TICK: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// Frames of a guest's backtrace that are kept.
+const MAX_FRAMES: NonZeroUsize = NonZeroUsize::new(30).expect("30 is not 0");
+/// Bytes of a function's name. Wasmtime copies the names of all frames for each trap, so a component with longer
+/// ones is refused; mangled names of deeply generic code reach a few thousand.
+pub(crate) const MAX_FUNCTION_NAME: usize = 16 << 10;
 
 /// Memory of a slot that stays resident between runs, in bytes; with the kernel's pagemap scan only the pages
 /// that a run touched are cleared (spikes/host: half the time of a fresh mapping).
@@ -65,16 +74,21 @@ pub(crate) fn fingerprint(engine: &Engine) -> u64 {
 
 fn config() -> Config {
     let mut config = Config::new();
-    config.epoch_interruption(true).concurrency_support(false).memory_init_cow(true).wasm_features(
-        WasmFeatures::THREADS
-            | WasmFeatures::SHARED_EVERYTHING_THREADS
-            | WasmFeatures::MEMORY64
-            | WasmFeatures::MULTI_MEMORY
-            | WasmFeatures::GC
-            | WasmFeatures::FUNCTION_REFERENCES
-            | WasmFeatures::EXCEPTIONS
-            | WasmFeatures::STACK_SWITCHING,
-        false,
-    );
+    config
+        .epoch_interruption(true)
+        .concurrency_support(false)
+        .memory_init_cow(true)
+        .wasm_backtrace_max_frames(Some(MAX_FRAMES))
+        .wasm_features(
+            WasmFeatures::THREADS
+                | WasmFeatures::SHARED_EVERYTHING_THREADS
+                | WasmFeatures::MEMORY64
+                | WasmFeatures::MULTI_MEMORY
+                | WasmFeatures::GC
+                | WasmFeatures::FUNCTION_REFERENCES
+                | WasmFeatures::EXCEPTIONS
+                | WasmFeatures::STACK_SWITCHING,
+            false,
+        );
     config
 }

@@ -8,9 +8,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{Exit, Job, Limits, Notice};
 
-/// A frame longer than this is a broken peer's (bytes). The largest message is a payload or a result, whose own
-/// limits are far below.
-const MAX_FRAME: usize = 256 << 20;
+/// The most that a payload or a result may have, whatever its limits say (bytes).
+pub const MAX_PAYLOAD: u64 = 64 << 20;
+/// A frame longer than this is a broken peer's (bytes): room for a payload, what is about it, and a full batch.
+const MAX_FRAME: usize = 2 * MAX_PAYLOAD as usize;
 /// A batch is closed once it has this many bytes.
 const FULL_FRAME: usize = 256 << 10;
 
@@ -36,8 +37,16 @@ pub(crate) enum Order {
 /// Runner to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    Notice { run: u64, notice: Notice },
-    Exit { run: u64, exit: Exit },
+    /// The first of all: the runner is able to work.
+    Ready,
+    Notice {
+        run: u64,
+        notice: Notice,
+    },
+    Exit {
+        run: u64,
+        exit: Exit,
+    },
 }
 
 /// Supervisor to runner on the modules socket, with the code's descriptor beside it.
@@ -46,7 +55,13 @@ pub(crate) struct Load {
     pub component: u32,
 }
 
-/// The answer on the modules socket.
+/// The answer on the modules socket, to the component of the same number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub component: u32,
+    pub loaded: Loaded,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Loaded {
     Ready,

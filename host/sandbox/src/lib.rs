@@ -5,25 +5,26 @@
 //! [`child::dispatch`] decides at the top of `main` which half this process is. Nothing here has heard of queues,
 //! tenants or Celery.
 //!
-//! Read [`exit`] first (what a run can end as), then [`runner`] and [`compiler`] (the supervisor's side), then
+//! Read `exit` first (what a run can end as), then `runner` and `compiler` (the supervisor's side), then
 //! [`child`] (how a child is locked in), then `guest` (one instance from its first page to its last).
 
 pub mod child;
-pub mod code;
-pub mod compiler;
+mod code;
+mod compiler;
 mod engine;
-pub mod exit;
+mod exit;
 mod frames;
 mod guest;
 pub mod privileges;
-pub mod runner;
+mod runner;
 pub mod self_test;
 
 use std::{path::PathBuf, sync::Arc};
 
-pub use code::Code;
+pub use code::{CacheError, Code};
 pub use compiler::{CompileError, CompileLimits};
 pub use exit::{Exception, Exit, Job, Level, Limit, Limits, Notice};
+pub use frames::MAX_PAYLOAD;
 pub use privileges::Account;
 pub use runner::{ComponentId, Event, LoadError, Run, Runner, RunnerError};
 
@@ -68,7 +69,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// # Errors
     /// When the cache folder cannot be made or is somebody else's.
-    pub fn new(options: SandboxOptions) -> Result<Self, code::CacheError> {
+    pub fn new(options: SandboxOptions) -> Result<Self, CacheError> {
         let cache = options.cache.as_deref().map(code::Cache::open).transpose()?.map(Arc::new);
         Ok(Self { options: Arc::new(options), cache })
     }

@@ -29,6 +29,9 @@ pub(crate) enum Refusal {
     NotRegistered,
     #[error("it was attempted {limit} times without an end")]
     TooManyAttempts { limit: u32 },
+    /// To run the task and drop what is to follow would leave somebody waiting for ever.
+    #[error("the message asks for a follow-up (`{0}`), which this version of rtask does not send")]
+    FollowUp(&'static str),
 }
 
 impl Refusal {
@@ -37,6 +40,7 @@ impl Refusal {
         match self {
             Self::NotRegistered => "not-registered",
             Self::TooManyAttempts { .. } => "delivery-limit",
+            Self::FollowUp(_) => "follow-up",
         }
     }
 }
@@ -45,25 +49,23 @@ impl Refusal {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub registered: bool,
-    /// 1 for the first.
-    pub attempt: u32,
-    pub delivery_limit: u32,
     pub succeeded: bool,
 }
 
-/// Decide, in Celery's order (`celery/worker/strategy.py`, `task_message_handler`): unknown before expired, expired before held.
+/// Decide, in Celery's order (`celery/worker/strategy.py`, `task_message_handler`): unknown before expired, expired
+/// before held.
 pub(crate) fn admit(request: &Request, facts: &Facts, now: Timestamp) -> Admission {
     if !facts.registered {
         return Admission::Refuse(Refusal::NotRegistered);
+    }
+    if let Some(follow_up) = request.body.embed.first() {
+        return Admission::Refuse(Refusal::FollowUp(follow_up));
     }
     if facts.succeeded {
         return Admission::Drop(Reason::AlreadyDone);
     }
     if request.expires.is_some_and(|expires| now > expires) {
         return Admission::Drop(Reason::Expired);
-    }
-    if facts.attempt > facts.delivery_limit {
-        return Admission::Refuse(Refusal::TooManyAttempts { limit: facts.delivery_limit });
     }
     match request.eta {
         Some(eta) if eta > now => Admission::Hold { until: eta },
@@ -89,9 +91,8 @@ mod tests {
 
     #[test]
     fn requests_are_admitted_by_what_is_known_of_them() {
-        let usual = Facts { registered: true, attempt: 1, delivery_limit: 5, succeeded: false };
+        let usual = Facts { registered: true, succeeded: false };
         let until = now() + SignedDuration::from_secs(9);
-        let too_many = || Admission::Refuse(Refusal::TooManyAttempts { limit: 5 });
         let rows = [
             ("a plain request runs", request(None, None), usual, Admission::Run),
             ("an eta that has passed is no reason to wait", request(Some(-1), None), usual, Admission::Run),
@@ -105,17 +106,34 @@ mod tests {
                 Facts { registered: false, ..usual },
                 Admission::Refuse(Refusal::NotRegistered),
             ),
-            ("the last attempt", request(None, None), Facts { attempt: 5, ..usual }, Admission::Run),
-            ("one attempt too many", request(None, None), Facts { attempt: 6, ..usual }, too_many()),
             (
                 "a success that was not acked",
                 request(None, None),
-                Facts { attempt: 2, succeeded: true, ..usual },
+                Facts { succeeded: true, ..usual },
                 Admission::Drop(Reason::AlreadyDone),
             ),
         ];
         for (name, request, facts, expected) in rows {
             assert_eq!(admit(&request, &facts, now()), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_message_with_a_follow_up_is_refused_rather_than_cut_short() {
+        let facts = Facts { registered: true, succeeded: false };
+        for (embed, follow_up) in [
+            (r#"{"chain": [{"task": "next"}], "callbacks": null}"#, "chain"),
+            (r#"{"callbacks": [{"task": "next"}]}"#, "callbacks"),
+            (r#"{"errbacks": [{"task": "next"}]}"#, "errbacks"),
+            (r#"{"chord": {"task": "next"}}"#, "chord"),
+        ] {
+            let mut message = Call::new("t").message(now());
+            message.body = format!("[[], {{}}, {embed}]").into();
+            let request = Request::decode(&message, 1024).unwrap();
+            assert_eq!(admit(&request, &facts, now()), Admission::Refuse(Refusal::FollowUp(follow_up)));
+        }
+        let mut message = Call::new("t").message(now());
+        message.body = r#"[[], {}, {"chain": [], "callbacks": [], "errbacks": null}]"#.into();
+        assert_eq!(admit(&Request::decode(&message, 1024).unwrap(), &facts, now()), Admission::Run);
     }
 }

@@ -33,6 +33,13 @@ pub(crate) fn publication(message: &Message, queue: &str, death: &Death) -> Publ
     Publication { queue: names::dead_letter_queue(queue), message }
 }
 
+/// The same with no more of the message's headers than say whose it is.
+pub(crate) fn bare(message: &Message, queue: &str, death: &Death) -> Publication {
+    let mut bare = message.clone();
+    bare.headers.retain(|name, _| matches!(name.as_str(), "id" | "task" | "lang"));
+    publication(&bare, queue, death)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,13 @@ pub struct Options {
     pub max_body: usize,
 }
 
+impl Options {
+    /// Names this process among workers that were given the same name.
+    pub(crate) fn instance(&self) -> String {
+        format!("{}/{}", self.name, std::process::id())
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -59,7 +66,11 @@ pub struct Ports {
     pub sandbox: Sandbox,
 }
 
+/// How long a message waits for its module to become available here before it goes back for others to take.
+pub(crate) const UNAVAILABLE_WAIT: Duration = Duration::from_secs(30);
+/// How long a state that a task sets itself may take to be stored.
+pub(crate) const STATE_STORE_TIME: Duration = Duration::from_secs(2);
 /// How long a runner may be late with an exit before it is taken for stuck and killed.
 pub(crate) const RUNNER_GRACE: Duration = Duration::from_secs(10);
 /// Longer limits than a year are taken for a year; beyond lies the end of the clock.
-pub(crate) const LONGEST_RUN: Duration = Duration::from_secs(31_536_000);
+pub const LONGEST_RUN: Duration = Duration::from_secs(31_536_000);

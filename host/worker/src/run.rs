@@ -7,11 +7,12 @@ use rtask_registry::manifest::TaskOptions;
 use rtask_sandbox::{Event, Exit, Job, Level, Limits, Notice};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use crate::{
     Options,
     catalogue::Route,
-    options::{LONGEST_RUN, RUNNER_GRACE},
+    options::{LONGEST_RUN, RUNNER_GRACE, STATE_STORE_TIME},
     worker::Worker,
 };
 
@@ -24,27 +25,36 @@ pub(crate) async fn run(worker: &Worker, request: &Request, route: &Route) -> Ex
         store(worker, Record::started(&request.id, std::process::id(), &worker.options.name)).await;
     }
     let job = job(&worker.options, request, route);
-    let patience = job.limits.time + RUNNER_GRACE;
+    let mut deadline = Instant::now() + job.limits.time + RUNNER_GRACE;
     let mut run = route.component.run(job);
-    let to_the_end = async {
-        loop {
-            match run.next().await {
-                Event::Notice(notice) => hear(worker, request, notice).await,
-                Event::Exit(exit) => break exit,
-            }
-        }
-    };
-    // The runner enforces the limit. One that does not is broken, and takes its other tasks with it.
-    match tokio::time::timeout(patience, to_the_end).await {
-        Ok(exit) => exit,
-        Err(_) => {
+    let mut states = States::Stored;
+    loop {
+        // The runner enforces the limit. One that does not is broken, and takes its other tasks with it.
+        let Ok(event) = tokio::time::timeout_at(deadline, run.next()).await else {
             route.runner.kill();
-            Exit::Lost("the runner process did not enforce the time limit".to_owned())
+            return Exit::Lost("the runner process did not enforce the time limit".to_owned());
+        };
+        match event {
+            Event::Notice(notice) => {
+                let began = Instant::now();
+                hear(worker, request, notice, &mut states).await;
+                // What the store takes is not the runner's fault.
+                deadline += began.elapsed();
+            }
+            Event::Exit(exit) => return exit,
         }
     }
 }
 
-async fn hear(worker: &Worker, request: &Request, notice: Notice) {
+/// Whether it makes sense to store another state of a run.
+#[derive(PartialEq, Eq)]
+enum States {
+    Stored,
+    /// One was not stored in time; a task that sets a thousand must not wait a thousand times.
+    GivenUp,
+}
+
+async fn hear(worker: &Worker, request: &Request, notice: Notice, states: &mut States) {
     let (id, task) = (&request.id, &request.task);
     match notice {
         Notice::Log { level, message } => {
@@ -56,8 +66,9 @@ async fn hear(worker: &Worker, request: &Request, notice: Notice) {
                 Level::Critical => tracing::error!(id, task, "{message}"),
             }
         }
+        Notice::State { .. } if *states == States::GivenUp => {}
         Notice::State { state, meta } => match custom_state(&request.id, &state, meta) {
-            Some(record) => store(worker, record).await,
+            Some(record) => *states = store(worker, record).await,
             None => tracing::warn!(id, task, "a state was not stored: its name is Celery's own, or its meta no JSON"),
         },
     }
@@ -72,11 +83,14 @@ fn custom_state(id: &str, state: &str, meta: String) -> Option<Record> {
     Some(Record::custom(id, state.to_owned(), RawValue::from_string(meta).ok()?))
 }
 
-/// States on the way are worth one try; only the final one is a promise.
-async fn store(worker: &Worker, record: Record) {
-    if let Err(error) = worker.ports.backend.store(&record).await {
-        tracing::warn!(id = record.task_id, %error, "a state could not be stored");
+/// States on the way are worth one short try; only the final one is a promise.
+async fn store(worker: &Worker, record: Record) -> States {
+    match tokio::time::timeout(STATE_STORE_TIME, worker.ports.backend.store(&record)).await {
+        Ok(Ok(())) => return States::Stored,
+        Ok(Err(error)) => tracing::warn!(id = record.task_id, %error, "a state could not be stored"),
+        Err(_) => tracing::warn!(id = record.task_id, "a state could not be stored in time"),
     }
+    States::GivenUp
 }
 
 fn job(options: &Options, request: &Request, route: &Route) -> Job {

@@ -96,8 +96,8 @@ fn lost(request: &Request, reason: String, policy: &Policy, now: Timestamp) -> S
     }
     let dead_letter =
         policy.acks_late.then(|| Death { code: "worker-lost", reason: reason.clone(), attempts: policy.attempt });
-    let record = Some(Record::failure(&request.id, &Exception::worker_lost(reason), None, now));
-    Settlement { dead_letter, record, verdict: Verdict::Ack }
+    let failure = || Record::failure(&request.id, &Exception::worker_lost(reason), None, now);
+    Settlement { dead_letter, record: (!policy.ignore_result).then(failure), verdict: Verdict::Ack }
 }
 
 /// What is to become of a message that is no request. A failure is stored if it can be told whose it is.
@@ -122,8 +122,8 @@ pub(crate) fn poison(poison: &Poison, attempts: u32, now: Timestamp) -> Settleme
 /// What is to become of a request that is not to run.
 pub(crate) fn dropped(request: &Request, reason: Reason, now: Timestamp) -> Settlement {
     let record = match reason {
-        Reason::Expired => Some(Record::revoked(&request.id, "expired", now)),
-        Reason::AlreadyDone => None,
+        Reason::Expired if request.ignore_result != Some(true) => Some(Record::revoked(&request.id, "expired", now)),
+        Reason::Expired | Reason::AlreadyDone => None,
     };
     Settlement { dead_letter: None, record, verdict: Verdict::Ack }
 }
@@ -133,10 +133,13 @@ pub(crate) fn refused(request: &Request, refusal: &Refusal, attempts: u32, now: 
     let exception = match refusal {
         Refusal::NotRegistered => Exception::not_registered(&request.task),
         Refusal::TooManyAttempts { .. } => Exception::worker_lost(refusal.to_string()),
+        Refusal::FollowUp(_) => Exception::rtask("FollowUpRefused", refusal.to_string()),
     };
+    // Celery stores NotRegistered even if nobody asked for a result (consumer.py, on_unknown_task).
+    let wanted = request.ignore_result != Some(true) || *refusal == Refusal::NotRegistered;
     Settlement {
         dead_letter: Some(Death { code: refusal.code(), reason: refusal.to_string(), attempts }),
-        record: Some(Record::failure(&request.id, &exception, None, now)),
+        record: wanted.then(|| Record::failure(&request.id, &exception, None, now)),
         verdict: Verdict::Ack,
     }
 }
@@ -208,16 +211,22 @@ pub(crate) async fn apply(worker: &Worker, settlement: Settlement, held: Held) {
     }
 }
 
-/// False if the broker will never take it.
+/// False if the broker will never take it. A letter that is refused as it is, say for its size, is sent once more
+/// without the headers that the message came with.
 async fn bury(worker: &Worker, delivery: &Delivery, death: &Death) -> bool {
     let mut backoff = Backoff::default();
+    let mut letter = dead_letter::publication(&delivery.message, &delivery.queue, death);
+    let mut spare = Some(dead_letter::bare(&delivery.message, &delivery.queue, death));
     loop {
-        let letter = dead_letter::publication(&delivery.message, &delivery.queue, death);
-        match worker.ports.broker.publish(letter).await {
+        match worker.ports.broker.publish(letter.clone()).await {
             Ok(()) => return true,
             Err(error) if error.is_permanent() => {
                 tracing::error!(%error, queue = &*delivery.queue, "the broker refuses a dead letter");
-                return false;
+                match spare.take() {
+                    Some(bare) => letter = bare,
+                    None => return false,
+                }
+                continue;
             }
             Err(error) => tracing::warn!(%error, "a dead letter could not be published; trying again"),
         }
@@ -305,8 +314,9 @@ mod tests {
     #[test]
     fn an_ignored_result_is_stored_neither_for_better_nor_for_worse() {
         let policy = Policy { ignore_result: true, ..POLICY };
-        for exit in [Exit::Returned("4".into()), Exit::Raised(raised("ValueError", "[]"))] {
-            assert!(plan(&request(), exit, &policy, now()).record.is_none());
+        let last = Policy { attempt: 5, ..policy };
+        for exit in [Exit::Returned("4".into()), Exit::Raised(raised("ValueError", "[]")), Exit::Lost("9".into())] {
+            assert!(plan(&request(), exit, &last, now()).record.is_none());
         }
     }
 

@@ -11,11 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Options, Ports,
-    catalogue::{Catalogue, Keeper},
-    task,
-};
+use crate::{Options, Ports, catalogue::Catalogue, keeper::Keeper, task};
 
 /// Why a worker cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +30,7 @@ pub enum WorkerError {
 pub(crate) struct Worker {
     pub(crate) options: Options,
     pub(crate) ports: Ports,
-    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) catalogue: Catalogue,
     /// One permit for each task that may run.
     pub(crate) permits: Arc<Semaphore>,
     /// Cancelled when no further task is to start.
@@ -79,7 +75,7 @@ pub async fn run(options: Options, ports: Ports, stopping: CancellationToken) ->
         note(settled);
     }
     keeping.abort();
-    if let Err(error) = worker.ports.registry.retire(&worker.options.name).await {
+    if let Err(error) = worker.ports.registry.retire(&worker.options.instance()).await {
         tracing::warn!(%error, "the registry could not be told that this worker is gone; it will notice");
     }
     worker.ports.broker.close().await;

@@ -129,7 +129,8 @@ impl Error {
         Self::new("RuntimeError").args(message.to_string())
     }
 
-    /// Give the message up, as Celery's `Reject` does: it goes to the dead letters with the reason; nothing is stored.
+    /// Give the message up, as Celery's `Reject` does: it goes to the dead letters with the reason, and a
+    /// failure `Reject` is stored.
     pub fn reject(reason: impl Display) -> Self {
         Self(Box::new(Ending::Reject { reason: reason.to_string(), requeue: false }))
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline, RedisError, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
+    RedisResult, aio::MultiplexedConnection, io::tcp::TcpSettings,
+};
 use tokio::{sync::Mutex, time::Instant};
 
 use super::failure;
@@ -33,7 +36,7 @@ impl Link {
     /// When `url` is not a Redis URL.
     pub fn new(url: &str, within: Duration) -> Result<Self, BrokerError> {
         let safe = without_password(url);
-        let client = Client::open(url).map_err(|error| BrokerError::Address {
+        let client = client(url).map_err(|error| BrokerError::Address {
             url: safe.clone(),
             of: "result backend",
             reason: error.to_string(),
@@ -106,6 +109,12 @@ impl Link {
             current.connection = None;
         }
     }
+}
+
+fn client(url: &str) -> RedisResult<Client> {
+    let information: ConnectionInfo = url.into_connection_info()?;
+    // A lone result must not wait for company; the pipeline batches by itself.
+    Client::open(information.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
 }
 
 /// After a time-out too: the answer may still come, but a server that is this slow may as well be gone.

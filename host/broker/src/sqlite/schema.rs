@@ -68,8 +68,12 @@ fn create(path: &Path) -> std::io::Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    // SQLite gives the files beside it the same permissions.
-    fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+    // SQLite gives the files beside it the same permissions. A file that exists is not opened here: closing it again
+    // would release every POSIX lock that another connection of this process holds on it (fcntl(2)).
+    match fs::OpenOptions::new().create_new(true).append(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.map(drop),
+    }
 }
 
 /// Make the tables unless they exist; answers their version.

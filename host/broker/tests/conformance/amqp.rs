@@ -172,11 +172,12 @@ async fn a_publication_waits_for_a_server_that_is_down() {
 async fn a_refusal_ends_at_once_however_patient_one_is() {
     let url = amqp_url();
     let server = host_of(&url).to_owned();
-    let (_, vhost) = url.split_once("://").unwrap().1.split_once('/').unwrap();
+    let (scheme, address) = url.split_once("://").unwrap();
+    let (authority, vhost) = address.split_once('/').unwrap_or((address, ""));
     let rows = [
         (format!("amqp://guest:wrong@{server}/{vhost}"), Refusal::Credentials),
         (format!("amqp://nobody:wrong@{server}/{vhost}"), Refusal::Credentials),
-        (url.replace(vhost, "no-such-vhost"), Refusal::VirtualHost),
+        (format!("{scheme}://{authority}/no-such-vhost"), Refusal::VirtualHost),
     ];
     for patience in [Patience::FailFast, Patience::Forever] {
         for (url, expected) in &rows {

@@ -106,7 +106,7 @@ fn read(path: &Path, limit: Size) -> Result<Bytes, Failure> {
     file.take(limit.0.saturating_add(1)).read_to_end(&mut component).attempt(attempted())?;
     if component.len() as u64 > limit.0 {
         return Err(Failure::new(format!("{} has more than the {limit} allowed", path.display()))
-            .hint("build it without debug information, or raise `limits.component` here and at the workers"));
+            .hint("build it without debug information, or split the module"));
     }
     Ok(component.into())
 }

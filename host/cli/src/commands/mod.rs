@@ -48,7 +48,11 @@ fn sandbox_options(settings: &Settings, slots: usize) -> Result<SandboxOptions, 
         threads: slots.min(defaults.threads),
         slots,
         max_memory: settings.limits.max_memory.0,
-        compile: CompileLimits { component: settings.limits.component.0, ..defaults.compile },
+        compile: CompileLimits {
+            component: settings.limits.component.0,
+            time: Duration::from_secs(settings.limits.compile_time.get().into()),
+            ..defaults.compile
+        },
         ..defaults
     })
 }

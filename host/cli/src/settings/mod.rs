@@ -14,11 +14,12 @@ use std::{
 use rtask_broker::Retention;
 use rtask_protocol::names::DEFAULT_QUEUE;
 use rtask_sandbox::CompileLimits;
+use rtask_worker::LONGEST_RUN;
 use serde::{Deserialize, Serialize};
 
 pub use sources::{Environment, SettingsError};
 pub use units::{Names, Seconds, Size};
-use units::{optional, value};
+use units::{bounded, optional, value};
 
 /// Broker, result backend and registry of those who name none.
 const EMBEDDED: &str = "sqlite:.rtask/rtask.db";
@@ -41,7 +42,7 @@ pub struct Settings {
     pub task_acks_late: bool,
     #[serde(deserialize_with = "value")]
     pub task_track_started: bool,
-    /// The hard limit of tasks and messages that set none.
+    /// The hard limit of tasks and messages that set none; 0 for none.
     pub task_time_limit: Seconds,
     /// Deliveries of one message before it becomes a dead letter.
     #[serde(deserialize_with = "value")]
@@ -68,13 +69,19 @@ pub struct Limits {
     /// The most that a task may ask for.
     pub max_memory: Size,
     /// A result's JSON.
+    #[serde(deserialize_with = "bounded")]
     pub result: Size,
     /// Log lines and standard output of one run.
     pub log: Size,
     /// The body of a message: arguments and what is to follow.
+    #[serde(deserialize_with = "bounded")]
     pub arguments: Size,
     /// A component that is deployed or compiled.
+    #[serde(deserialize_with = "bounded")]
     pub component: Size,
+    /// Whole seconds that compiling one may take.
+    #[serde(deserialize_with = "value")]
+    pub compile_time: NonZeroU32,
 }
 
 /// The rooms below know what is good for them.
@@ -103,14 +110,16 @@ impl Default for Settings {
 
 impl Default for Limits {
     fn default() -> Self {
-        let worker = rtask_worker::Options::default();
+        let (worker, compile) = (rtask_worker::Options::default(), CompileLimits::default());
+        let compile_seconds = u32::try_from(compile.time.as_secs()).unwrap_or(u32::MAX);
         Self {
             memory: Size(worker.limits.memory),
             max_memory: Size(worker.max_memory),
             result: Size(worker.limits.result),
             log: Size(worker.limits.log),
             arguments: Size(worker.max_body as u64),
-            component: Size(CompileLimits::default().component),
+            component: Size(compile.component),
+            compile_time: NonZeroU32::new(compile_seconds).unwrap_or(NonZeroU32::MIN),
         }
     }
 }
@@ -153,7 +162,7 @@ impl Settings {
     /// Of a run of a task that sets none itself.
     pub fn run_limits(&self) -> rtask_sandbox::Limits {
         rtask_sandbox::Limits {
-            time: self.task_time_limit.0,
+            time: self.task_time_limit.limit().unwrap_or(LONGEST_RUN),
             memory: self.limits.memory.0,
             result: self.limits.result.0,
             log: self.limits.log.0,

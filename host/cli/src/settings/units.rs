@@ -3,6 +3,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use rtask_sandbox::MAX_PAYLOAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// Bytes: a whole number, with or without a unit such as `MiB`.
@@ -95,8 +96,14 @@ impl FromStr for Names {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
-        Ok(Self(names.map(str::to_owned).collect()))
+        let mut names: Vec<String> = Vec::new();
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            // A queue is consumed once, however often it is named.
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(Self(names))
     }
 }
 
@@ -124,6 +131,15 @@ pub fn value<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) 
 /// As [`value`], for what has no default.
 pub fn optional<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
     value(from).map(Some)
+}
+
+/// For `deserialize_with`: a size that a message, a result or a component can have at all.
+pub fn bounded<'de, D: Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
+    let size = Size::deserialize(from)?;
+    if size.0 > MAX_PAYLOAD {
+        return Err(D::Error::custom(format_args!("{size} is more than the {} that is possible", Size(MAX_PAYLOAD))));
+    }
+    Ok(size)
 }
 
 impl<'de> Deserialize<'de> for Size {

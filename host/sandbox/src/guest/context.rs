@@ -61,18 +61,19 @@ impl context::Host for State {
 }
 
 impl State {
-    /// A guest's exception, cut to the run's limit.
+    /// A guest's exception, cut to the run's limit for all of its parts together.
     pub(super) fn bounded(&self, exception: types::Exception) -> Exception {
         let mut left = self.exception_limit;
+        // A cut array would be no JSON, so an argument list that is too long is replaced as a whole.
+        let arguments = match exception.arguments {
+            arguments if arguments.len() <= left => arguments,
+            _ => r#"["the exception's arguments were larger than the limit allows"]"#.to_owned(),
+        };
+        left = left.saturating_sub(arguments.len());
         let mut cut = |mut text: String| {
             text.truncate(text.floor_char_boundary(left));
             left -= text.len();
             text
-        };
-        // A cut array would be no JSON, so an argument list that is too long is replaced as a whole.
-        let arguments = match exception.arguments {
-            arguments if arguments.len() <= self.exception_limit => arguments,
-            _ => r#"["the exception's arguments were larger than the limit allows"]"#.to_owned(),
         };
         Exception {
             kind: cut(exception.kind),

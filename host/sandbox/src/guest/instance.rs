@@ -14,10 +14,10 @@ use super::{
     output::Notices,
     wasi::Wasi,
 };
-use crate::{Exception, Exit, Job, Limit, Limits, Notice};
+use crate::{Exception, Exit, Job, Limit, Limits, Notice, engine};
 
-/// Frames of a guest's backtrace that are kept.
-const MAX_FRAMES: usize = 50;
+/// A function's name is cut here (bytes).
+const MAX_NAME: usize = 200;
 /// A reason is cut here (bytes).
 const MAX_REASON: usize = 4 << 10;
 
@@ -159,10 +159,14 @@ fn explain(error: &wasmtime::Error, state: State, time: Duration) -> Exit {
 fn backtrace(error: &wasmtime::Error) -> Option<String> {
     let frames = error.downcast_ref::<WasmBacktrace>()?.frames();
     let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
-        Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
-        None => format!("wasm function {}", frame.func_index()),
+        Some(name) if name.len() <= engine::MAX_FUNCTION_NAME => {
+            let mut name = format!("{:#}", rustc_demangle::demangle(name));
+            name.truncate(name.floor_char_boundary(MAX_NAME));
+            name
+        }
+        Some(_) | None => format!("wasm function {}", frame.func_index()),
     };
-    let names: Vec<_> = frames.iter().take(MAX_FRAMES).map(name).collect();
+    let names: Vec<_> = frames.iter().map(name).collect();
     // What Rust does between a panic and its end is the same each time.
     let panicked = names.iter().rposition(|name| name.starts_with("core::panicking::"));
     let lines = names.iter().skip(panicked.map_or(0, |at| at + 1)).enumerate();

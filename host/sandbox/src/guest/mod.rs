@@ -89,6 +89,8 @@ async fn serve(jobs: StdUnixStream, modules: Arc<Modules>, ticker: Arc<Ticker>, 
     let (mut from, to) = UnixStream::from_std(jobs)?.into_split();
     let (reports, queue) = mpsc::unbounded_channel();
     tokio::spawn(write_reports(queue, to));
+    // The receiver is the task above, which lives as long as its socket.
+    let _ = reports.send(Report::Ready);
     let slots = Arc::new(Semaphore::new(slots as usize));
     let mut buffer = Vec::new();
     let take = |order| match order {

@@ -17,7 +17,7 @@ use super::{
     instance::State,
 };
 use crate::{
-    frames::{Load, Loaded},
+    frames::{Answer, Load, Loaded},
     runner::MAX_ANSWER,
 };
 
@@ -50,7 +50,7 @@ impl Modules {
 
     fn receive_all(&self, socket: &OwnedFd) {
         while let Ok(Some((load, code))) = receive(socket) {
-            let answer = self.load(&load, &code);
+            let answer = Answer { component: load.component, loaded: self.load(&load, &code) };
             let answer = postcard::to_stdvec(&answer).expect("plain values always serialise");
             if net::send(socket, &answer, net::SendFlags::NOSIGNAL).is_err() {
                 return;

@@ -1,0 +1,66 @@
+//! Tasks that try what a sandbox must not allow, and tell how it went; and tasks with options that
+//! examples/hello has no need of.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    time::Duration,
+};
+
+use rtask::{Context, Error, task};
+
+/// By what was tried: the error, or nothing where it worked.
+type Attempts = BTreeMap<&'static str, Option<String>>;
+
+fn outcome<T>(attempt: io::Result<T>) -> Option<String> {
+    attempt.err().map(|error| error.to_string())
+}
+
+/// Tries to read and write files.
+#[task]
+fn files() -> Attempts {
+    Attempts::from([
+        ("list the root folder", outcome(fs::read_dir("/"))),
+        ("list the current folder", outcome(fs::read_dir("."))),
+        ("read the users", outcome(fs::read("/etc/passwd"))),
+        ("read the own environment", outcome(fs::read("/proc/self/environ"))),
+        ("write a file", outcome(File::create("/tmp/probe"))),
+        ("write a file here", outcome(File::create("probe"))),
+        ("make a folder", outcome(fs::create_dir("probe"))),
+    ])
+}
+
+/// What it was started with: variables of the environment, and arguments.
+#[task]
+fn environment() -> Vec<String> {
+    std::env::vars().map(|(name, value)| format!("{name}={value}")).chain(std::env::args()).collect()
+}
+
+/// Tries to reach an address at which something listens.
+#[task]
+fn network(address: SocketAddr) -> Attempts {
+    Attempts::from([
+        ("connect", outcome(TcpStream::connect(address))),
+        ("listen", outcome(TcpListener::bind(("127.0.0.1", 0)))),
+        (
+            "send a datagram",
+            outcome(UdpSocket::bind(("127.0.0.1", 0)).and_then(|socket| socket.send_to(b"x", address))),
+        ),
+        ("look a name up", outcome(("localhost", 80).to_socket_addrs())),
+    ])
+}
+
+/// Stores that it has started, sleeps, and answers which worker it was on.
+#[task(track_started)]
+fn tracked(context: &Context, seconds: f64) -> Result<String, Error> {
+    context.sleep(Duration::try_from_secs_f64(seconds).map_err(Error::value_error)?);
+    Ok(context.hostname().to_owned())
+}
+
+/// Stores nothing.
+#[task(ignore_result)]
+fn quiet() -> u32 {
+    4
+}
