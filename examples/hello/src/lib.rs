@@ -141,9 +141,7 @@ mod tests {
     #[test]
     fn sleep_refuses_what_is_no_time() {
         for seconds in [-1.0, f64::NAN] {
-            let error = sleep(&Context::for_test(), seconds)
-                .unwrap_err()
-                .to_string();
+            let error = sleep(&Context::for_test(), seconds).unwrap_err().to_string();
             assert!(error.starts_with("ValueError("), "{error}");
         }
     }

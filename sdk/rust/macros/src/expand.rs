@@ -3,8 +3,8 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::{
-    Attribute, Expr, ExprLit, Ident, ItemFn, Lit, Meta, MetaNameValue, Path, ReturnType, Type,
-    ext::IdentExt, parse_quote, parse2, spanned::Spanned,
+    Attribute, Expr, ExprLit, Ident, ItemFn, Lit, Meta, MetaNameValue, Path, ReturnType, Type, ext::IdentExt,
+    parse_quote, parse2, spanned::Spanned,
 };
 
 use crate::{
@@ -38,31 +38,21 @@ pub(crate) fn task(options: TokenStream, item: TokenStream) -> TokenStream {
 
 /// A trap's backtrace is to name the task, which the compiler would inline into its only caller.
 fn keep_frame(function: &mut ItemFn) {
-    if !function
-        .attrs
-        .iter()
-        .any(|attribute| attribute.path().is_ident("inline"))
-    {
+    if !function.attrs.iter().any(|attribute| attribute.path().is_ident("inline")) {
         function.attrs.push(parse_quote!(#[inline(never)]));
     }
 }
 
 fn registration(function: &ItemFn, options: &Options, signature: &Signature) -> TokenStream {
     let rtask = rtask(&options.rtask);
-    let cfg = function
-        .attrs
-        .iter()
-        .filter(|attribute| attribute.path().is_ident("cfg"));
+    let cfg = function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"));
     let own_name = function.sig.ident.unraw().to_string();
     let name = match &options.name {
         Some(name) => quote!(#name),
         None => quote!(::core::concat!(::core::env!("CARGO_CRATE_NAME"), ".", #own_name)),
     };
     let doc = documentation(&function.attrs);
-    let parameters = signature
-        .parameters
-        .iter()
-        .map(|parameter| describe(&rtask, parameter));
+    let parameters = signature.parameters.iter().map(|parameter| describe(&rtask, parameter));
     let values = described_options(options);
     let call = call(&rtask, function, signature);
     quote! {
@@ -88,18 +78,9 @@ fn rtask(path: &Path) -> TokenStream {
 }
 
 fn described_options(options: &Options) -> TokenStream {
-    let Options {
-        name: _,
-        rtask: _,
-        time_limit,
-        memory,
-        acks_late,
-        ignore_result,
-        track_started,
-    } = options;
+    let Options { name: _, rtask: _, time_limit, memory, acks_late, ignore_result, track_started } = options;
     let [time_limit, memory] = [option(time_limit), option(memory)];
-    let [acks_late, ignore_result, track_started] =
-        [acks_late, ignore_result, track_started].map(option);
+    let [acks_late, ignore_result, track_started] = [acks_late, ignore_result, track_started].map(option);
     quote! {
         acks_late: #acks_late,
         ignore_result: #ignore_result,
@@ -144,10 +125,7 @@ fn call(rtask: &TokenStream, function: &ItemFn, signature: &Signature) -> TokenS
         let value = take(index, parameter);
         quote_spanned!(ty.span()=> let #name: #ty = #value;)
     });
-    let context = signature
-        .context
-        .iter()
-        .map(|ty| own("_context", ty.span()));
+    let context = signature.context.iter().map(|ty| own("_context", ty.span()));
     let passed = context.chain(parameters().map(|(index, parameter)| argument(index, parameter)));
     let function_name = &function.sig.ident;
     let finish = finish(rtask, &function.sig, quote!(#function_name(#(#passed),*)));
@@ -206,11 +184,7 @@ fn own(name: &str, place: Span) -> Ident {
 fn default_value(default: Option<&Expr>, ty: &Type) -> TokenStream {
     match default {
         None => quote_spanned!(ty.span()=> ::core::default::Default::default()),
-        Some(
-            text @ Expr::Lit(ExprLit {
-                lit: Lit::Str(_), ..
-            }),
-        ) => {
+        Some(text @ Expr::Lit(ExprLit { lit: Lit::Str(_), .. })) => {
             quote_spanned!(text.span()=> ::core::convert::From::from(#text))
         }
         Some(value) => quote!(#value),
@@ -219,39 +193,24 @@ fn default_value(default: Option<&Expr>, ty: &Type) -> TokenStream {
 
 /// The text of the `///` lines, without the space that follows the slashes.
 fn documentation(attributes: &[Attribute]) -> String {
-    let lines = attributes
-        .iter()
-        .filter_map(|attribute| match &attribute.meta {
-            Meta::NameValue(MetaNameValue {
-                path,
-                value:
-                    Expr::Lit(ExprLit {
-                        lit: Lit::Str(text),
-                        ..
-                    }),
-                ..
-            }) if path.is_ident("doc") => Some(text.value()),
-            _ => None,
-        });
-    let lines: Vec<String> = lines
-        .map(|line| line.strip_prefix(' ').unwrap_or(&line).to_owned())
-        .collect();
+    let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
+        Meta::NameValue(MetaNameValue { path, value: Expr::Lit(ExprLit { lit: Lit::Str(text), .. }), .. })
+            if path.is_ident("doc") =>
+        {
+            Some(text.value())
+        }
+        _ => None,
+    });
+    let lines: Vec<String> = lines.map(|line| line.strip_prefix(' ').unwrap_or(&line).to_owned()).collect();
     lines.join("\n").trim().chars().take(MAX_DOC).collect()
 }
 
 /// A type as its author would write it; tokens alone are printed with blanks between all of them.
 fn written(ty: &Type) -> String {
     let mut text = ty.to_token_stream().to_string();
-    for (spaced, tight) in [
-        (" :: ", "::"),
-        (" < ", "<"),
-        (" <", "<"),
-        ("< ", "<"),
-        (" >", ">"),
-        (" ,", ","),
-        (" ;", ";"),
-        ("& ", "&"),
-    ] {
+    for (spaced, tight) in
+        [(" :: ", "::"), (" < ", "<"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" ;", ";"), ("& ", "&")]
+    {
         text = text.replace(spaced, tight);
     }
     text
@@ -266,10 +225,7 @@ mod tests {
     fn types_are_told_as_they_are_written() {
         let rows: [(Type, &str); 4] = [
             (parse_quote!(Option<Vec<i64>>), "Option<Vec<i64>>"),
-            (
-                parse_quote!(std::collections::BTreeMap<String, f64>),
-                "std::collections::BTreeMap<String, f64>",
-            ),
+            (parse_quote!(std::collections::BTreeMap<String, f64>), "std::collections::BTreeMap<String, f64>"),
             (parse_quote!([u8; 4]), "[u8; 4]"),
             (parse_quote!((i64, String)), "(i64, String)"),
         ];
@@ -287,10 +243,7 @@ mod tests {
             #[must_use]
             fn f() {}
         };
-        assert_eq!(
-            documentation(&function.attrs),
-            "Divides.\n\n  An indented line."
-        );
+        assert_eq!(documentation(&function.attrs), "Divides.\n\n  An indented line.");
     }
 
     #[test]

@@ -2,14 +2,12 @@
 
 use proc_macro2::TokenStream;
 use syn::{
-    Expr, ExprLit, Lit, LitBool, LitStr, Path, Result, Token, meta::ParseNestedMeta, parse::Parser,
-    parse_quote,
+    Expr, ExprLit, Lit, LitBool, LitStr, Path, Result, Token, meta::ParseNestedMeta, parse::Parser, parse_quote,
 };
 
 /// A task name longer than this is refused by the host (bytes).
 const MAX_NAME: usize = 255;
-const KNOWN: &str =
-    "`name`, `time_limit`, `memory`, `acks_late`, `ignore_result`, `track_started` or `crate`";
+const KNOWN: &str = "`name`, `time_limit`, `memory`, `acks_late`, `ignore_result`, `track_started` or `crate`";
 
 /// The options as written; none where the host's default holds.
 pub(crate) struct Options {
@@ -85,10 +83,7 @@ fn task_name(option: &ParseNestedMeta<'_>) -> Result<String> {
     let text: LitStr = option.value()?.parse()?;
     match text.value() {
         name if (1..=MAX_NAME).contains(&name.len()) => Ok(name),
-        _ => Err(syn::Error::new(
-            text.span(),
-            format_args!("a task's name has 1 to {MAX_NAME} bytes"),
-        )),
+        _ => Err(syn::Error::new(text.span(), format_args!("a task's name has 1 to {MAX_NAME} bytes"))),
     }
 }
 
@@ -109,12 +104,7 @@ fn seconds(option: &ParseNestedMeta<'_>) -> Result<f64> {
     };
     seconds
         .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
-        .ok_or_else(|| {
-            syn::Error::new_spanned(
-                &value,
-                "a time limit is a number of seconds above 0, such as 5 or 0.5",
-            )
-        })
+        .ok_or_else(|| syn::Error::new_spanned(&value, "a time limit is a number of seconds above 0, such as 5 or 0.5"))
 }
 
 fn bytes(option: &ParseNestedMeta<'_>) -> Result<u64> {
@@ -157,10 +147,7 @@ mod tests {
     use quote::{ToTokens, quote};
 
     fn refusal(tokens: TokenStream) -> String {
-        Options::parse(tokens)
-            .err()
-            .expect("an option that is refused")
-            .to_string()
+        Options::parse(tokens).err().expect("an option that is refused").to_string()
     }
 
     #[test]

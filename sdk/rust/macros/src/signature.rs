@@ -1,8 +1,8 @@
 //! What an annotated function takes, and which functions cannot be tasks.
 
 use syn::{
-    Attribute, Error, Expr, FnArg, GenericArgument, GenericParam, Meta, Pat, PatType,
-    PathArguments, Result, Type, ext::IdentExt, spanned::Spanned,
+    Attribute, Error, Expr, FnArg, GenericArgument, GenericParam, Meta, Pat, PatType, PathArguments, Result, Type,
+    ext::IdentExt, spanned::Spanned,
 };
 
 /// What the function takes, in order, without the context.
@@ -38,10 +38,7 @@ impl Signature {
     pub(crate) fn take(signature: &mut syn::Signature) -> Result<Self> {
         let mut refusals = Refusals(None);
         refusals.note(refuse_kind(signature));
-        let mut read = Self {
-            context: None,
-            parameters: Vec::new(),
-        };
+        let mut read = Self { context: None, parameters: Vec::new() };
         for (index, input) in signature.inputs.iter_mut().enumerate() {
             refusals.note(read.input(index, input));
         }
@@ -53,20 +50,14 @@ impl Signature {
         let input = match input {
             FnArg::Typed(input) => input,
             FnArg::Receiver(receiver) => {
-                return Err(Error::new_spanned(
-                    receiver,
-                    "a task is a plain function; it has no `self`",
-                ));
+                return Err(Error::new_spanned(receiver, "a task is a plain function; it has no `self`"));
             }
         };
         let kind = take_kind(input)?;
         match &*input.ty {
             Type::Reference(reference) if is_context(&reference.elem) && index == 0 => {
                 if let Some(mutable) = reference.mutability {
-                    return Err(Error::new(
-                        mutable.span,
-                        "the context is shared: take `&Context`",
-                    ));
+                    return Err(Error::new(mutable.span, "the context is shared: take `&Context`"));
                 }
                 self.context = Some((*input.ty).clone());
                 return Ok(());
@@ -75,8 +66,7 @@ impl Signature {
                 return Err(Error::new_spanned(reference, "the context comes first"));
             }
             Type::Reference(reference) => {
-                let message =
-                    "a task owns its arguments: take `String` for `&str`, `Vec<T>` for `&[T]`";
+                let message = "a task owns its arguments: take `String` for `&str`, `Vec<T>` for `&[T]`";
                 return Err(Error::new_spanned(reference, message));
             }
             Type::ImplTrait(generic) => {
@@ -88,11 +78,7 @@ impl Signature {
             _ => {}
         }
         let (name, ty) = (name(&input.pat)?, (*input.ty).clone());
-        let kind = kind.unwrap_or(if is_option(&ty) {
-            Kind::Optional
-        } else {
-            Kind::Required
-        });
+        let kind = kind.unwrap_or(if is_option(&ty) { Kind::Optional } else { Kind::Required });
         self.parameters.push(Parameter { name, ty, kind });
         Ok(())
     }
@@ -113,10 +99,7 @@ impl Signature {
                 ));
             }
             if before == after && before > 0 {
-                return Err(Error::new(
-                    pair[1].ty.span(),
-                    "a task takes `#[args]` and `#[kwargs]` once each",
-                ));
+                return Err(Error::new(pair[1].ty.span(), "a task takes `#[args]` and `#[kwargs]` once each"));
             }
         }
         Ok(())
@@ -143,15 +126,11 @@ impl Refusals {
 fn refuse_kind(signature: &syn::Signature) -> Result<()> {
     let mut refusals = Refusals(None);
     if let Some(token) = &signature.asyncness {
-        let message =
-            "a task cannot be `async`: it has an instance of its own, and may block in it";
+        let message = "a task cannot be `async`: it has an instance of its own, and may block in it";
         refusals.note(Err(Error::new_spanned(token, message)));
     }
     if let Some(token) = &signature.unsafety {
-        refusals.note(Err(Error::new_spanned(
-            token,
-            "a task cannot be `unsafe`: anyone may call it",
-        )));
+        refusals.note(Err(Error::new_spanned(token, "a task cannot be `unsafe`: anyone may call it")));
     }
     for parameter in &signature.generics.params {
         // A lifetime, such as that of the context, chooses no code.
@@ -173,10 +152,9 @@ fn take_kind(input: &mut PatType) -> Result<Option<Kind>> {
         };
         refusals.note(read.and_then(|read| match kind.replace(read) {
             None => Ok(()),
-            Some(_) => Err(Error::new_spanned(
-                attribute,
-                "a parameter has one of `#[default]`, `#[args]`, `#[kwargs]`",
-            )),
+            Some(_) => {
+                Err(Error::new_spanned(attribute, "a parameter has one of `#[default]`, `#[args]`, `#[kwargs]`"))
+            }
         }));
         false
     });
@@ -202,13 +180,8 @@ fn read_kind(attribute: &Attribute) -> Option<Result<Kind>> {
 
 fn name(pattern: &Pat) -> Result<String> {
     match pattern {
-        Pat::Ident(name) if name.by_ref.is_none() && name.subpat.is_none() => {
-            Ok(name.ident.unraw().to_string())
-        }
-        other => Err(Error::new_spanned(
-            other,
-            "a task's parameter needs a plain name, by which callers can pass it",
-        )),
+        Pat::Ident(name) if name.by_ref.is_none() && name.subpat.is_none() => Ok(name.ident.unraw().to_string()),
+        other => Err(Error::new_spanned(other, "a task's parameter needs a plain name, by which callers can pass it")),
     }
 }
 
@@ -222,8 +195,7 @@ fn is_option(ty: &Type) -> bool {
         let PathArguments::AngleBracketed(arguments) = &segment.arguments else {
             return false;
         };
-        segment.ident == "Option"
-            && matches!(arguments.args.first(), Some(GenericArgument::Type(_)))
+        segment.ident == "Option" && matches!(arguments.args.first(), Some(GenericArgument::Type(_)))
     })
 }
 
@@ -255,11 +227,7 @@ mod tests {
         };
         let read = Signature::take(&mut written).unwrap();
         assert!(read.context.is_some());
-        let kinds: Vec<_> = read
-            .parameters
-            .iter()
-            .map(|parameter| (&*parameter.name, &parameter.kind))
-            .collect();
+        let kinds: Vec<_> = read.parameters.iter().map(|parameter| (&*parameter.name, &parameter.kind)).collect();
         assert!(matches!(
             kinds[..],
             [
@@ -271,10 +239,8 @@ mod tests {
                 ("keywords", Kind::Keywords),
             ]
         ));
-        let attributes = written
-            .inputs
-            .iter()
-            .filter(|input| matches!(input, FnArg::Typed(input) if !input.attrs.is_empty()));
+        let attributes =
+            written.inputs.iter().filter(|input| matches!(input, FnArg::Typed(input) if !input.attrs.is_empty()));
         assert_eq!(attributes.count(), 0, "our attributes stay on the function");
     }
 
@@ -290,38 +256,17 @@ mod tests {
             (parse_quote!(fn f(_: i64)), "needs a plain name"),
             (parse_quote!(fn f((a, b): (i64, i64))), "needs a plain name"),
             (parse_quote!(fn f(text: &str)), "owns its arguments"),
-            (
-                parse_quote!(fn f(a: i64, context: &Context)),
-                "the context comes first",
-            ),
+            (parse_quote!(fn f(a: i64, context: &Context)), "the context comes first"),
             (parse_quote!(fn f(context: &mut Context)), "take `&Context`"),
-            (
-                parse_quote!(fn f(#[args] a: Vec<i64>, b: i64)),
-                "in the order",
-            ),
-            (
-                parse_quote!(fn f(#[kwargs] a: M, #[args] b: Vec<i64>)),
-                "in the order",
-            ),
-            (
-                parse_quote!(fn f(#[args] a: Vec<i64>, #[args] b: Vec<i64>)),
-                "once each",
-            ),
-            (
-                parse_quote!(fn f(#[default(1)] a: i64)),
-                "#[default = value]",
-            ),
-            (
-                parse_quote!(fn f(#[args] #[default] a: Vec<i64>)),
-                "has one of",
-            ),
+            (parse_quote!(fn f(#[args] a: Vec<i64>, b: i64)), "in the order"),
+            (parse_quote!(fn f(#[kwargs] a: M, #[args] b: Vec<i64>)), "in the order"),
+            (parse_quote!(fn f(#[args] a: Vec<i64>, #[args] b: Vec<i64>)), "once each"),
+            (parse_quote!(fn f(#[default(1)] a: i64)), "#[default = value]"),
+            (parse_quote!(fn f(#[args] #[default] a: Vec<i64>)), "has one of"),
         ];
         for (signature, expected) in rows {
             let refusal = take(signature).err().expect(expected).to_string();
-            assert!(
-                refusal.contains(expected),
-                "{refusal:?} should say {expected:?}"
-            );
+            assert!(refusal.contains(expected), "{refusal:?} should say {expected:?}");
         }
     }
 
