@@ -16,17 +16,19 @@ fn own_rabbitmq() -> RwLockWriteGuard<'static, ()> {
     RABBITMQ.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Long enough for a test to be sure that a worker is in the middle of it (seconds).
-const A_WHILE: u32 = 5;
-const FOR_EVER: u32 = 3600;
+/// Arguments of `probe.tracked`. Some seconds, so that what happens meanwhile happens in the middle of it.
+const A_WHILE: &str = "[5]";
+/// On the first worker it never ends; any other is done at once.
+const FOR_EVER_ON_THE_FIRST: &str = r#"[0, "w1@localhost"]"#;
+const FOR_EVER: &str = "[3600]";
 
 const GET: &str = r#"answer(app.AsyncResult("held").get(timeout=WAIT))"#;
 
 /// A worker with a task in its hands: its id is `held`, and its result the name of who ran it.
-fn worker_with_a_task(stage: &Stage, seconds: u32) -> Worker {
+fn worker_with_a_task(stage: &Stage, args: &str) -> Worker {
     let worker = stage.worker("w1", &["-c", "1"]);
     stage.deploy(&environment::probe());
-    stage.celery(&format!(r#"app.send_task("probe.tracked", args=[{seconds}], task_id="held"); answer(None)"#));
+    stage.celery(&format!(r#"app.send_task("probe.tracked", args={args}, task_id="held"); answer(None)"#));
     wait_until_held_by(stage, &worker);
     worker
 }
@@ -46,7 +48,7 @@ answer(None)
 fn a_killed_workers_task_is_run_by_another() {
     let _rabbitmq = share_rabbitmq();
     let stage = Stage::servers();
-    let worker = worker_with_a_task(&stage, A_WHILE);
+    let worker = worker_with_a_task(&stage, FOR_EVER_ON_THE_FIRST);
     worker.kill();
     let _other = stage.worker("w2", &["-c", "1"]);
     assert_eq!(stage.celery(GET), json!("w2@localhost"));
@@ -57,7 +59,7 @@ fn a_killed_workers_task_is_run_by_another_on_one_file_too() {
     let stage = Stage::sqlite();
     let worker = stage.worker("w1", &["-c", "1"]);
     stage.deploy(&environment::probe());
-    stage.rtask(["call", "probe.tracked", "--args", &format!("[{A_WHILE}]"), "--task-id", "held"]).succeeded();
+    stage.rtask(["call", "probe.tracked", "--args", FOR_EVER_ON_THE_FIRST, "--task-id", "held"]).succeeded();
     while stage.rtask(["--json", "result", "held"]).json()["status"] != "STARTED" {}
     worker.kill();
     let _other = stage.worker("w2", &["-c", "1"]);

@@ -10,7 +10,7 @@ fn a_running_task_is_finished_and_waiting_ones_are_left() {
     stage.deploy(&environment::probe());
     stage.celery(
         r#"
-result = app.send_task("probe.tracked", args=[2.0], task_id="running")
+result = app.send_task("probe.tracked", args=[8.0], task_id="running")
 wait_until(lambda: result.state == "STARTED")
 for number in range(20):
     app.send_task("probe.tracked", args=[0.0], task_id=f"waiting-{number}")
@@ -42,7 +42,7 @@ fn ctrl_c_lets_the_running_task_finish() {
     stage.deploy(&environment::probe());
     stage.celery(
         r#"
-result = app.send_task("probe.tracked", args=[2.0], task_id="running")
+result = app.send_task("probe.tracked", args=[4.0], task_id="running")
 wait_until(lambda: result.state == "STARTED")
 answer(None)
 "#,

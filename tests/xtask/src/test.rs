@@ -8,7 +8,7 @@ use crate::{
     interrupt, python,
     servers::{self, Servers},
     steps::Steps,
-    workspace::{Profile, Workspace},
+    workspace::{Profile, Workspace, folder_for_workers},
 };
 
 /// The guest crates that tests deploy, each with the variable that names its component.
@@ -29,6 +29,9 @@ pub fn run(workspace: &Workspace, filter: Option<&str>, packages: &[String]) -> 
     }
     let servers = Servers::start(&steps)?;
     pass_on(&mut cargo, &rtask, &python, &servers);
+    // So that tests which are cut short leave nothing behind.
+    let temporary = folder_for_workers("rtask-tests-")?;
+    cargo.env("TMPDIR", temporary.path());
     cargo.args(["test", "--no-fail-fast"]);
     match packages {
         [] => cargo.arg("--workspace"),

@@ -52,10 +52,14 @@ fn network(address: SocketAddr) -> Attempts {
     ])
 }
 
-/// Stores that it has started, sleeps, and answers which worker it was on.
+/// Stores that it has started, sleeps, and answers which worker it was on; on the worker `stuck_on` it never ends.
 #[task(track_started)]
-fn tracked(context: &Context, seconds: f64) -> Result<String, Error> {
-    context.sleep(Duration::try_from_secs_f64(seconds).map_err(Error::value_error)?);
+fn tracked(context: &Context, seconds: f64, stuck_on: Option<String>) -> Result<String, Error> {
+    let sleep = Duration::try_from_secs_f64(seconds).map_err(Error::value_error)?;
+    context.sleep(sleep);
+    while stuck_on.as_deref() == Some(context.hostname()) {
+        context.sleep(Duration::from_secs(1));
+    }
     Ok(context.hostname().to_owned())
 }
 
