@@ -8,6 +8,7 @@
 
 pub mod body;
 pub mod call;
+pub mod json;
 pub mod message;
 pub mod names;
 pub mod record;

@@ -8,7 +8,10 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{SigSet, Signal},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -27,8 +30,8 @@ pub(crate) enum Role {
 const MARK: &str = "sandbox-child";
 
 /// Descriptors a child may have open at once: its sockets, the epoll instances of its runtime, and one per loaded
-/// component while it loads.
-const MAX_DESCRIPTORS: u64 = 256;
+/// loaded component, whose memory images it maps.
+const MAX_DESCRIPTORS: u64 = 8_192;
 
 /// The arguments after [`MARK`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +65,10 @@ pub fn dispatch() -> Option<ExitCode> {
     let _ = nix::sys::prctl::set_name(name);
     Some(match orders.role {
         Role::Compiler(settings) => compiler::child(&settings),
-        Role::Runner(settings) => guest::main(settings),
+        Role::Runner(settings) => {
+            leave_signals_to_the_supervisor();
+            guest::main(settings)
+        }
     })
 }
 
@@ -77,7 +83,24 @@ fn lock_in(account: &Account) -> Result<(), PrivilegeError> {
     privileges::gain_nothing()?;
     let refused = |source| PrivilegeError::Refused { step: "limit resources", source };
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused)?;
-    setrlimit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS, MAX_DESCRIPTORS).map_err(refused)
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused)?;
+    let descriptors = MAX_DESCRIPTORS.min(most);
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).map_err(refused)?;
+    // If memory runs out it is for one of these to go, and not for a supervisor or a server; where there is no
+    // /proc, the kernel decides.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    Ok(())
+}
+
+/// A runner ends when its supervisor closes the socket. Signals to a whole group or control group, from a terminal
+/// or a service manager, are for the supervisor, which finishes what runs.
+fn leave_signals_to_the_supervisor() {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        signals.add(signal);
+    }
+    // Threads inherit the mask. It cannot fail for signals that exist.
+    let _ = signals.thread_block();
 }
 
 /// The parent's descriptors are close-on-exec; this is for those that its own parent left open.

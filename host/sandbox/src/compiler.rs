@@ -199,8 +199,10 @@ fn refuse_long_names(component: &[u8]) -> Result<(), Complaint> {
 }
 
 /// All of it by the kernel: processor time, wall time, address space, size of the output.
-fn bound(limits: &CompileLimits) -> nix::Result<()> {
+fn bound(limits: &CompileLimits) -> std::io::Result<()> {
     let seconds = limits.time.as_secs().max(1);
+    // Tasks go first.
+    rustix::process::nice(19)?;
     // Processor time counts all threads, of which there is one a core.
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     setrlimit(Resource::RLIMIT_CPU, seconds * cores, seconds * cores + 1)?;

@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{Exit, Job, Limits, Notice};
 
+/// What a notice counts for beside its text, against the limits of its run (bytes).
+pub(crate) const NOTICE_COST: u64 = 64;
 /// The most that a payload or a result may have, whatever its limits say (bytes).
 pub const MAX_PAYLOAD: u64 = 64 << 20;
 /// A frame longer than this is a broken peer's (bytes): room for a payload, what is about it, and a full batch.

@@ -21,6 +21,8 @@ pub mod self_test;
 
 use std::{path::PathBuf, sync::Arc};
 
+use tokio::sync::Semaphore;
+
 pub use code::{CacheError, Code};
 pub use compiler::{CompileError, CompileLimits};
 pub use exit::{Exception, Exit, Job, Level, Limit, Limits, Notice};
@@ -63,6 +65,8 @@ impl Default for SandboxOptions {
 #[derive(Clone)]
 pub struct Sandbox {
     options: Arc<SandboxOptions>,
+    /// Compilers run one at a time: each may use all cores and much memory.
+    compiling: Arc<Semaphore>,
     cache: Option<Arc<code::Cache>>,
 }
 
@@ -71,7 +75,7 @@ impl Sandbox {
     /// When the cache folder cannot be made or is somebody else's.
     pub fn new(options: SandboxOptions) -> Result<Self, CacheError> {
         let cache = options.cache.as_deref().map(code::Cache::open).transpose()?.map(Arc::new);
-        Ok(Self { options: Arc::new(options), cache })
+        Ok(Self { options: Arc::new(options), compiling: Arc::new(Semaphore::new(1)), cache })
     }
 
     /// Machine code for a component, from the cache or made by a compiler child.
@@ -82,7 +86,9 @@ impl Sandbox {
         if let Some(code) = self.cache.as_deref().and_then(|cache| cache.get(component)) {
             return Ok(code);
         }
+        let turn = self.compiling.acquire().await;
         let code = compiler::compile(component, &self.options).await?;
+        drop(turn);
         if let Some(cache) = self.cache.as_deref()
             && let Err(error) = cache.put(component, &code)
         {

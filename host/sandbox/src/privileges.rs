@@ -93,6 +93,16 @@ pub fn gain_nothing() -> Result<(), PrivilegeError> {
     nix::sys::prctl::set_no_new_privs().map_err(|source| PrivilegeError::Refused { step: "set no_new_privs", source })
 }
 
+/// Keep other processes of the same account, such as a runner that was taken over, from reading this one's memory
+/// and environment (`PR_SET_DUMPABLE`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn hide() -> Result<(), PrivilegeError> {
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|source| PrivilegeError::Refused { step: "hide this process from others", source })
+}
+
 fn prove(to: &Account) -> Result<(), PrivilegeError> {
     let standing = standing();
     let ours = standing.uids == [to.uid; 3] && standing.gids == [to.gid; 3] && standing.no_new_privs;

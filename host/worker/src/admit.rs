@@ -27,6 +27,8 @@ pub(crate) enum Reason {
 pub(crate) enum Refusal {
     #[error("no deployed module has a task of this name")]
     NotRegistered,
+    #[error("its module cannot be run by this worker: {0}")]
+    NotLoaded(String),
     #[error("it was attempted {limit} times without an end")]
     TooManyAttempts { limit: u32 },
     /// To run the task and drop what is to follow would leave somebody waiting for ever.
@@ -39,6 +41,7 @@ impl Refusal {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotRegistered => "not-registered",
+            Self::NotLoaded(_) => "module-not-loaded",
             Self::TooManyAttempts { .. } => "delivery-limit",
             Self::FollowUp(_) => "follow-up",
         }

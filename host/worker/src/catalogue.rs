@@ -24,6 +24,8 @@ pub(crate) enum Destination {
     Ready(Arc<Route>),
     /// The task is deployed, and this worker cannot run it now: its module is being loaded, or its runner replaced.
     Unavailable,
+    /// The task is deployed, and trying again would not make this worker able to run it. For people.
+    Failed(Arc<str>),
     Unknown,
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use rtask_broker::backoff::Backoff;
 use rtask_registry::{Digest, Version, WorkerStatus, module::Readiness};
-use rtask_sandbox::{Code, ComponentId, Runner};
+use rtask_sandbox::{Code, CompileError, ComponentId, LoadError, Runner};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -35,7 +35,15 @@ struct Loaded {
 struct Prepared {
     digest: Digest,
     runner: Arc<Runner>,
-    outcome: Result<Loaded, String>,
+    outcome: Result<Loaded, Failure>,
+}
+
+/// Why a component was not loaded.
+enum Failure {
+    /// Trying again may help.
+    Passing(String),
+    /// The component is the reason.
+    Lasting(String),
 }
 
 pub(crate) struct Keeper {
@@ -51,6 +59,8 @@ pub(crate) struct Keeper {
     served: HashMap<String, Arc<Version>>,
     loaded: HashMap<Digest, Loaded>,
     readiness: BTreeMap<Digest, Readiness>,
+    /// Failed, and not to be tried again.
+    hopeless: HashMap<Digest, Arc<str>>,
     preparing: JoinSet<Prepared>,
     /// Whether the registry has something that could not be read yet.
     stale: bool,
@@ -77,6 +87,7 @@ impl Keeper {
             served: HashMap::new(),
             loaded: HashMap::new(),
             readiness: BTreeMap::new(),
+            hopeless: HashMap::new(),
             preparing: JoinSet::new(),
             stale: false,
             restarts: Backoff::default(),
@@ -127,12 +138,15 @@ impl Keeper {
         self.stale = false;
         self.wanted = versions.into_iter().map(|version| (version.module.clone(), Arc::new(version))).collect();
         self.served.retain(|module, _| self.wanted.contains_key(module));
-        self.readiness.retain(|digest, _| self.wanted.values().any(|version| version.digest == *digest));
+        let is_wanted = |digest: &Digest| self.wanted.values().any(|version| version.digest == *digest);
+        self.readiness.retain(|digest, _| is_wanted(digest));
+        self.hopeless.retain(|digest, _| is_wanted(digest));
         for version in self.wanted.values().cloned().collect::<Vec<_>>() {
             if self.loaded.contains_key(&version.digest) {
                 self.readiness.insert(version.digest, Readiness::Ready);
                 self.served.insert(version.module.clone(), version);
-            } else if self.readiness.get(&version.digest) != Some(&Readiness::Compiling) {
+            } else if !matches!(self.readiness.get(&version.digest), Some(Readiness::Compiling | Readiness::Failed(_)))
+            {
                 self.prepare(version.digest, None);
             }
         }
@@ -141,7 +155,8 @@ impl Keeper {
 
     fn retry(&mut self) {
         let failed = |(digest, readiness): (&Digest, &Readiness)| match readiness {
-            Readiness::Failed(_) => Some(*digest),
+            Readiness::Failed(_) if !self.hopeless.contains_key(digest) => Some(*digest),
+            Readiness::Failed(_) => None,
             Readiness::Compiling | Readiness::Ready => None,
         };
         for digest in self.readiness.iter().filter_map(failed).collect::<Vec<_>>() {
@@ -175,7 +190,11 @@ impl Keeper {
                 self.loaded.insert(digest, loaded);
                 Readiness::Ready
             }
-            Err(reason) => Readiness::Failed(reason),
+            Err(Failure::Passing(reason)) => Readiness::Failed(reason),
+            Err(Failure::Lasting(reason)) => {
+                self.hopeless.insert(digest, reason.as_str().into());
+                Readiness::Failed(reason)
+            }
         };
         for version in self.wanted.values().filter(|version| version.digest == digest) {
             let (module, number) = (&version.module, version.number);
@@ -194,8 +213,10 @@ impl Keeper {
     /// Swap the routes as a whole, and drop what no route leads to.
     fn publish(&mut self) {
         let mut routes = HashMap::new();
-        for spec in self.wanted.values().flat_map(|version| &version.manifest.tasks) {
-            routes.insert(spec.name.clone(), Destination::Unavailable);
+        for version in self.wanted.values() {
+            let reason = self.hopeless.get(&version.digest);
+            let destination = || reason.map_or(Destination::Unavailable, |reason| Destination::Failed(reason.clone()));
+            routes.extend(version.manifest.tasks.iter().map(|spec| (spec.name.clone(), destination())));
         }
         for version in self.served.values() {
             let Some(loaded) = self.loaded.get(&version.digest) else { continue };
@@ -248,14 +269,31 @@ impl Keeper {
     }
 }
 
-async fn load(ports: &Ports, runner: &Runner, digest: Digest, code: Option<Code>) -> Result<Loaded, String> {
+async fn load(ports: &Ports, runner: &Runner, digest: Digest, code: Option<Code>) -> Result<Loaded, Failure> {
     let code = match code {
         Some(code) => code,
         None => {
-            let component = ports.registry.component(&digest).await.map_err(|error| error.to_string())?;
-            ports.sandbox.compile(&component).await.map_err(|error| error.to_string())?
+            let read = ports.registry.component(&digest).await;
+            compile(ports, &read.map_err(|error| Failure::Passing(error.to_string()))?).await?
         }
     };
-    let component = runner.load(&code).await.map_err(|error| error.to_string())?;
+    let component = runner.load(&code).await.map_err(|error| match error {
+        LoadError::Lost(_) => Failure::Passing(error.to_string()),
+        LoadError::NoHandler | LoadError::Refused(_) => Failure::Lasting(error.to_string()),
+    })?;
     Ok(Loaded { code, component: Arc::new(component) })
+}
+
+async fn compile(ports: &Ports, component: &[u8]) -> Result<Code, Failure> {
+    ports.sandbox.compile(component).await.map_err(|error| match error {
+        CompileError::Died(_) | CompileError::NotStarted(_) => Failure::Passing(error.to_string()),
+        CompileError::TooLarge { .. }
+        | CompileError::NotWasm
+        | CompileError::CoreModule
+        | CompileError::MachineCode
+        | CompileError::Invalid(_)
+        | CompileError::Time(_)
+        | CompileError::Memory(_)
+        | CompileError::CodeSize(_) => Failure::Lasting(error.to_string()),
+    })
 }

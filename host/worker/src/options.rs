@@ -26,6 +26,8 @@ pub struct Options {
     pub track_started: bool,
     /// What a run may use where neither the task nor the message says otherwise.
     pub limits: Limits,
+    /// The longest time limit that a task or a message may ask for.
+    pub max_time: Duration,
     /// The most memory that a task may ask for, in bytes.
     pub max_memory: u64,
     /// Bytes of a message's body.
@@ -51,6 +53,7 @@ impl Default for Options {
             acks_late: true,
             track_started: false,
             limits: Limits::default(),
+            max_time: Duration::from_secs(3600),
             max_memory: 1 << 30,
             max_body: 16 << 20,
         }

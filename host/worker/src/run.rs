@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use rtask_protocol::{Record, Request, State};
+use rtask_protocol::{Record, Request, State, json};
 use rtask_registry::manifest::TaskOptions;
-use rtask_sandbox::{Event, Exit, Job, Level, Limits, Notice};
+use rtask_sandbox::{Event, Exit, Job, Level, Limit, Limits, Notice};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::{
@@ -25,14 +24,20 @@ pub(crate) async fn run(worker: &Worker, request: &Request, route: &Route) -> Ex
         store(worker, Record::started(&request.id, std::process::id(), &worker.options.name)).await;
     }
     let job = job(&worker.options, request, route);
-    let mut deadline = Instant::now() + job.limits.time + RUNNER_GRACE;
+    let limit = job.limits.time;
+    let mut deadline = Instant::now() + limit + RUNNER_GRACE;
     let mut run = route.component.run(job);
     let mut states = States::Stored;
     loop {
         // The runner enforces the limit. One that does not is broken, and takes its other tasks with it.
         let Ok(event) = tokio::time::timeout_at(deadline, run.next()).await else {
+            tracing::error!(
+                id = request.id,
+                task = request.task,
+                "a runner did not enforce a time limit; it is killed"
+            );
             route.runner.kill();
-            return Exit::Lost("the runner process did not enforce the time limit".to_owned());
+            return Exit::Exceeded(Limit::Time(limit));
         };
         match event {
             Event::Notice(notice) => {
@@ -80,7 +85,7 @@ fn custom_state(id: &str, state: &str, meta: String) -> Option<Record> {
     if own || state.is_empty() || state.len() > MAX_STATE_NAME {
         return None;
     }
-    Some(Record::custom(id, state.to_owned(), RawValue::from_string(meta).ok()?))
+    Some(Record::custom(id, state.to_owned(), json::parse(meta).ok()?))
 }
 
 /// States on the way are worth one short try; only the final one is a promise.
@@ -113,7 +118,7 @@ fn limits(options: &Options, message_time: Option<f64>, task: &TaskOptions) -> L
     let named = [message_time, task.time_limit].into_iter().flatten().reduce(f64::min);
     let named = named.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_RUN));
     let memory = task.memory.unwrap_or(options.limits.memory).min(options.max_memory);
-    let time = named.unwrap_or(options.limits.time).min(LONGEST_RUN);
+    let time = named.map_or(options.limits.time, |named| named.min(options.max_time));
     Limits { time, memory, ..options.limits.clone() }
 }
 
@@ -169,7 +174,7 @@ mod tests {
             (None, Some(2.0), seconds(2)),
             (Some(9.0), Some(2.0), seconds(2)),
             (Some(900.0), None, seconds(900)),
-            (Some(f64::MAX), None, LONGEST_RUN),
+            (Some(f64::MAX), None, seconds(3600)),
         ];
         for (message, task, expected) in rows {
             let task = TaskOptions { time_limit: task, ..TaskOptions::default() };

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use rtask_broker::{Delivery, Verdict, backoff::Backoff};
-use rtask_protocol::{Exception, Poison, Record, Request, request::Unreadable};
+use rtask_protocol::{Exception, Poison, Record, Request, json, request::Unreadable};
 use rtask_sandbox::{Exit, Limit};
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 use crate::{
     admit::{Reason, Refusal},
@@ -58,14 +58,14 @@ pub(crate) fn plan(request: &Request, exit: Exit, policy: &Policy, now: Timestam
         verdict: Verdict::Ack,
     };
     match exit {
-        Exit::Returned(json) => match RawValue::from_string(json) {
+        Exit::Returned(result) => match json::parse(result) {
             Ok(result) => Settlement {
                 dead_letter: None,
                 record: (!policy.ignore_result).then(|| Record::success(&request.id, result, now)),
                 verdict: Verdict::Ack,
             },
             Err(error) => {
-                let message = format!("the module returned a result that is not JSON: {error}");
+                let message = format!("the module returned what cannot be passed on: {error}");
                 failed(&Exception::rtask("InvalidResult", message), None)
             }
         },
@@ -134,6 +134,7 @@ pub(crate) fn refused(request: &Request, refusal: &Refusal, attempts: u32, now: 
         Refusal::NotRegistered => Exception::not_registered(&request.task),
         Refusal::TooManyAttempts { .. } => Exception::worker_lost(refusal.to_string()),
         Refusal::FollowUp(_) => Exception::rtask("FollowUpRefused", refusal.to_string()),
+        Refusal::NotLoaded(_) => Exception::rtask("ModuleNotLoaded", refusal.to_string()),
     };
     // Celery stores NotRegistered even if nobody asked for a result (consumer.py, on_unknown_task).
     let wanted = request.ignore_result != Some(true) || *refusal == Refusal::NotRegistered;
@@ -144,13 +145,28 @@ pub(crate) fn refused(request: &Request, refusal: &Refusal, attempts: u32, now: 
     }
 }
 
-/// A guest's exception. Arguments that are no JSON array become one argument.
+/// Longer names of classes and modules are nobody's (bytes).
+const MAX_CLASS_NAME: usize = 255;
+/// No `except Exception` catches these; raised by a client that rebuilds them, they would end it.
+const UNCATCHABLE: [&str; 5] = ["BaseException", "SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError"];
+
+/// A guest's exception. Arguments that are no JSON array become one argument, names that are none become Python's
+/// most general one, and what would end a client becomes a class of rtask's own with the same name.
 fn exception(raised: &rtask_sandbox::Exception) -> Exception {
-    let arguments: Result<Vec<Value>, _> = serde_json::from_str(&raised.arguments);
+    let named = json::parse(raised.arguments.clone()).ok();
+    let arguments = named.and_then(|arguments| serde_json::from_str(arguments.get()).ok());
+    let is_name = |name: &str| {
+        let is_part = |character: char| character.is_alphanumeric() || matches!(character, '_' | '.' | ':');
+        !name.is_empty() && name.len() <= MAX_CLASS_NAME && name.chars().all(is_part)
+    };
+    let module = raised.module.clone().filter(|module| is_name(module));
     Exception {
-        exc_type: if raised.kind.is_empty() { "Exception".to_owned() } else { raised.kind.clone() },
-        exc_message: arguments.unwrap_or_else(|_| vec![Value::from(raised.arguments.as_str())]),
-        exc_module: raised.module.clone(),
+        exc_type: if is_name(&raised.kind) { raised.kind.clone() } else { "Exception".to_owned() },
+        exc_message: arguments.unwrap_or_else(|| vec![Value::from(raised.arguments.as_str())]),
+        exc_module: match UNCATCHABLE.contains(&raised.kind.as_str()) {
+            true => Some("rtask.exceptions".to_owned()),
+            false => module,
+        },
     }
 }
 
@@ -329,6 +345,21 @@ mod tests {
         let early = lost(&Policy { acks_late: false, ..POLICY });
         assert_eq!(stored(&early).unwrap().0, "WorkerLostError");
         assert!(early.dead_letter.is_none());
+    }
+
+    #[test]
+    fn an_exception_cannot_end_the_client_that_rebuilds_it() {
+        let rows = [
+            ("SystemExit", "SystemExit", Some("rtask.exceptions")),
+            ("KeyboardInterrupt", "KeyboardInterrupt", Some("rtask.exceptions")),
+            ("ValueError", "ValueError", Some("builtins")),
+            ("no name\u{1b}", "Exception", Some("builtins")),
+            ("", "Exception", Some("builtins")),
+        ];
+        for (kind, expected, module) in rows {
+            let exception = exception(&raised(kind, "[3]"));
+            assert_eq!((exception.exc_type.as_str(), exception.exc_module.as_deref()), (expected, module), "{kind}");
+        }
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub(crate) async fn walk(worker: Arc<Worker>, delivery: Delivery) {
     let request = match Request::decode(&delivery.message, worker.options.max_body) {
         Ok(request) => request,
         Err(poison) => {
-            tracing::warn!(id = poison.id, reason = %poison, queue = &*delivery.queue, "message refused");
+            // Poison quotes the message, and the message may be anybody's.
+            let reason = poison.to_string();
+            tracing::warn!(id = poison.id, reason, queue = &*delivery.queue, "message refused");
             let settlement = settle::poison(&poison, deliveries(&delivery), Timestamp::now());
             return settle::apply(&worker, settlement, Held::Unacked(delivery)).await;
         }
@@ -68,6 +70,11 @@ async fn wait_for_turn<'a>(worker: &'a Worker, request: &Request, succeeded: boo
             }
             Admission::Run => match (destination, permit.take()) {
                 (Destination::Ready(route), Some(permit)) => return Turn::Run(route, permit),
+                (Destination::Failed(reason), _) => {
+                    let refusal = Refusal::NotLoaded(reason.to_string());
+                    tracing::warn!(id = request.id, task = request.task, %refusal, "task refused");
+                    return Turn::Settle(settle::refused(request, &refusal, 1, now));
+                }
                 (Destination::Ready(_), None) => match worker.permits.acquire().await {
                     Ok(acquired) => permit = Some(acquired),
                     Err(_) => return Turn::GiveBack,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     time::Duration,
 };
@@ -50,6 +50,7 @@ CREATE INDEX attempts_expiring ON attempts (expires_at);
 /// Open the file, made with its folder and the tables if they do not exist, for its owner alone.
 pub(super) fn open(path: &Path) -> Result<Connection, BrokerError> {
     create(path).map_err(|error| refused(path, error.to_string()))?;
+    trust(path).map_err(|reason| refused(path, reason))?;
     let explain = |error| explain(path, &error);
     let mut connection = Connection::open(path).map_err(explain)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(explain)?;
@@ -62,6 +63,19 @@ pub(super) fn open(path: &Path) -> Result<Connection, BrokerError> {
             reason: format!("its tables are of version {version}, this rtask knows {VERSION}"),
         }),
     }
+}
+
+/// Whoever may write the file owns queues, results and modules.
+fn trust(path: &Path) -> Result<(), String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    let user = rustix::process::geteuid();
+    if !user.is_root() && metadata.uid() != user.as_raw() {
+        return Err(format!("it belongs to user id {}, not to this process's {}", metadata.uid(), user.as_raw()));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err("others than its owner may write it; `chmod go-w` it, if nobody has".to_owned());
+    }
+    Ok(())
 }
 
 fn create(path: &Path) -> std::io::Result<()> {

@@ -11,7 +11,7 @@ use rtask_broker::{Patience, backoff::Backoff, connect_backend, connect_broker, 
 use rtask_protocol::names::node_name;
 use rtask_registry::{DEFAULT_TENANT, SharedRegistry};
 use rtask_sandbox::{Sandbox, SandboxOptions, privileges};
-use rtask_worker::{Options, Ports};
+use rtask_worker::{LONGEST_RUN, Options, Ports};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -88,13 +88,15 @@ pub fn run(worker: Worker, mut settings: Settings, output: Output) -> Result<Exi
 fn leave_root(settings: &Settings) -> Result<(), Failure> {
     let Some(account) = unprivileged(settings)? else {
         stay_as(settings.worker_user.as_deref())?;
-        return Ok(privileges::gain_nothing()?);
+        privileges::gain_nothing()?;
+        return Ok(privileges::hide()?);
     };
     for path in embedded_stores(settings)? {
         embedded::hand_over(path, &account)?;
     }
     embedded::make_folder(&cache_folder(settings), &account)?;
     privileges::drop_root(&account)?;
+    privileges::hide()?;
     tracing::info!(user = account.name, uid = account.uid, gid = account.gid, "gave up root for good");
     Ok(())
 }
@@ -134,6 +136,7 @@ fn options(settings: &Settings, name: String) -> Options {
         acks_late: settings.task_acks_late,
         track_started: settings.task_track_started,
         limits: settings.run_limits(),
+        max_time: settings.limits.max_time.limit().unwrap_or(LONGEST_RUN),
         max_memory: settings.limits.max_memory.0,
         max_body: usize::try_from(settings.limits.arguments.0).unwrap_or(usize::MAX),
     }

@@ -66,7 +66,9 @@ pub struct Settings {
 pub struct Limits {
     /// Of a task that asks for no other.
     pub memory: Size,
-    /// The most that a task may ask for.
+    /// The longest time limit that a task or a message may ask for; 0 for any.
+    pub max_time: Seconds,
+    /// The most memory that a task may ask for.
     pub max_memory: Size,
     /// A result's JSON.
     #[serde(deserialize_with = "bounded")]
@@ -114,6 +116,7 @@ impl Default for Limits {
         let compile_seconds = u32::try_from(compile.time.as_secs()).unwrap_or(u32::MAX);
         Self {
             memory: Size(worker.limits.memory),
+            max_time: worker.max_time.into(),
             max_memory: Size(worker.max_memory),
             result: Size(worker.limits.result),
             log: Size(worker.limits.log),

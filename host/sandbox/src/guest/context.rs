@@ -11,6 +11,8 @@ wasmtime::component::bindgen!({
     imports: {
         "rtask:task/context.sleep": async,
         "rtask:task/context.set-state": trappable,
+        "rtask:task/context.log": trappable,
+        "rtask:task/context.request": trappable,
     },
     exports: { default: async },
 });
@@ -25,18 +27,21 @@ pub(super) use exports::rtask::task::handler::Failure;
 impl types::Host for State {}
 
 impl context::Host for State {
-    fn request(&mut self) -> String {
-        self.request.clone()
+    fn request(&mut self) -> wasmtime::Result<String> {
+        self.in_time()?;
+        Ok(self.request.clone())
     }
 
     fn set_state(&mut self, state: String, meta: String) -> wasmtime::Result<()> {
+        self.in_time()?;
         self.notices.state(state, meta).map_err(|limit: Limit| {
             self.exceeded = Some(limit);
             wasmtime::format_err!("limit exceeded")
         })
     }
 
-    fn log(&mut self, level: context::Level, message: String) {
+    fn log(&mut self, level: context::Level, message: String) -> wasmtime::Result<()> {
+        self.in_time()?;
         let level = match level {
             context::Level::Debug => Level::Debug,
             context::Level::Info => Level::Info,
@@ -44,6 +49,7 @@ impl context::Host for State {
             context::Level::Critical => Level::Critical,
         };
         self.notices.log(level, message);
+        Ok(())
     }
 
     fn remaining_ms(&mut self) -> u32 {
@@ -61,6 +67,12 @@ impl context::Host for State {
 }
 
 impl State {
+    /// The epoch is looked at where a function begins and where a loop goes round, so calls in a straight line have
+    /// to look at the clock themselves.
+    fn in_time(&self) -> wasmtime::Result<()> {
+        if Instant::now() < self.deadline { Ok(()) } else { Err(wasmtime::Trap::Interrupt.into()) }
+    }
+
     /// A guest's exception, cut to the run's limit for all of its parts together.
     pub(super) fn bounded(&self, exception: types::Exception) -> Exception {
         let mut left = self.exception_limit;

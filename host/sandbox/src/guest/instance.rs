@@ -16,6 +16,8 @@ use super::{
 };
 use crate::{Exception, Exit, Job, Limit, Limits, Notice, engine};
 
+/// Bytes that one call may hand over, beside a result.
+const HOST_CALL_FUEL: usize = 2 << 20;
 /// A function's name is cut here (bytes).
 const MAX_NAME: usize = 200;
 /// A reason is cut here (bytes).
@@ -79,6 +81,8 @@ pub(super) async fn run(task: &TaskPre<State>, call: Call, notify: impl Fn(Notic
     match tokio::time::timeout_at(deadline.into(), invocation).await {
         Err(_) => Exit::Exceeded(Limit::Time(limits.time)),
         Ok(Err(error)) => explain(&error, store.into_data(), limits.time),
+        // A call that came back too late is late, even if nothing could stop it before.
+        Ok(Ok(_)) if Instant::now() > deadline => Exit::Exceeded(Limit::Time(limits.time)),
         Ok(Ok(outcome)) => judge(outcome, store.data(), &limits),
     }
 }
@@ -102,6 +106,8 @@ fn store(
     };
     let mut store = Store::new(task.engine(), state);
     store.limiter(|state| &mut state.limiter);
+    // What a guest may hand over in one call: a result, or what a host function takes.
+    store.set_hostcall_fuel(usize::try_from(limits.result).unwrap_or(usize::MAX).saturating_add(HOST_CALL_FUEL));
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |_| {
         if Instant::now() >= deadline {

@@ -58,6 +58,10 @@ impl ResourceLimiter for Limiter {
         Ok(true)
     }
 
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.exceed(Limit::Table(self.table_elements)).map(|_| ())
+    }
+
     fn instances(&self) -> usize {
         MAX_PARTS
     }

@@ -50,7 +50,11 @@ impl Modules {
 
     fn receive_all(&self, socket: &OwnedFd) {
         while let Ok(Some((load, code))) = receive(socket) {
-            let answer = Answer { component: load.component, loaded: self.load(&load, &code) };
+            let loaded = match code {
+                Some(code) => self.load(&load, &code),
+                None => Loaded::Refused("the runner has no descriptor left for it".to_owned()),
+            };
+            let answer = Answer { component: load.component, loaded };
             let answer = postcard::to_stdvec(&answer).expect("plain values always serialise");
             if net::send(socket, &answer, net::SendFlags::NOSIGNAL).is_err() {
                 return;
@@ -89,7 +93,7 @@ impl Modules {
 }
 
 /// None when the supervisor has closed its end.
-fn receive(socket: &OwnedFd) -> std::io::Result<Option<(Load, OwnedFd)>> {
+fn receive(socket: &OwnedFd) -> std::io::Result<Option<(Load, Option<OwnedFd>)>> {
     let mut bytes = [0; 64];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
@@ -103,6 +107,5 @@ fn receive(socket: &OwnedFd) -> std::io::Result<Option<(Load, OwnedFd)>> {
         net::RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    let code = code.ok_or_else(|| std::io::Error::other("a component came without its code"))?;
     Ok(Some((load, code)))
 }

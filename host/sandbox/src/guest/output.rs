@@ -13,10 +13,10 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     cli::{IsTerminal, StdoutStream},
-    p2::{OutputStream, Pollable, StreamResult},
+    p2::{OutputStream, Pollable, StreamError, StreamResult},
 };
 
-use crate::{Level, Limit, Limits, Notice};
+use crate::{Level, Limit, Limits, Notice, frames::NOTICE_COST};
 
 /// A line of standard output is cut here (bytes).
 const MAX_LINE: usize = 8 << 10;
@@ -49,8 +49,8 @@ impl Notices {
 
     /// Lines over the limit are dropped, and the first of them is replaced by a line that says so.
     pub(super) fn log(&self, level: Level, message: String) {
-        // An empty line costs something too, so that a flood of them ends.
-        let cost = message.len() as u64 + 1;
+        // A line costs what it costs to carry, so that a flood of empty ones ends too.
+        let cost = message.len() as u64 + NOTICE_COST;
         if spend(&self.log_left, cost) {
             (self.send)(Notice::Log { level, message });
         } else if !self.log_cut.swap(true, Ordering::Relaxed) {
@@ -111,6 +111,9 @@ impl Lines {
     }
 
     fn take(&mut self, bytes: &[u8]) {
+        if self.stream.notices.log_cut.load(Ordering::Relaxed) {
+            return;
+        }
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             let room = MAX_LINE.saturating_sub(self.line.len());
             self.line.extend_from_slice(&part[..part.len().min(room)]);
@@ -142,6 +145,9 @@ impl Pollable for Lines {
 
 impl OutputStream for Lines {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > WRITE_SIZE {
+            return Err(StreamError::trap("a stream was written more than it had room for"));
+        }
         self.take(&bytes);
         Ok(())
     }
@@ -201,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_and_said_to_be() {
-        let (notices, heard) = heard(&Limits { log: 10, ..Limits::default() });
+        let (notices, heard) = heard(&Limits { log: 10 * NOTICE_COST, ..Limits::default() });
         let mut stream = Lines::new(Stream { level: Level::Info, notices });
         stream.take("\n".repeat(1000).as_bytes());
         let lines = lines(&heard);

@@ -13,8 +13,8 @@ use tokio::{
 
 use super::{Event, Run};
 use crate::{
-    Exit,
-    frames::{self, Batch, Order, Report},
+    Exit, Limits, Notice,
+    frames::{self, Batch, NOTICE_COST, Order, Report},
 };
 
 /// What the tasks of one runner share. Its channels need no bounds of their own: orders are bounded by the runs
@@ -29,10 +29,23 @@ pub(super) struct Link {
 
 #[derive(Debug, Default)]
 struct Runs {
-    events: HashMap<u64, mpsc::UnboundedSender<Event>>,
+    under_way: HashMap<u64, UnderWay>,
     next: u64,
     /// Why the process ended. Set in the same step that tells the runs under way, so that none slips between.
     lost: Option<String>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    events: mpsc::UnboundedSender<Event>,
+    /// What its notices may still weigh. The runner enforces the limits; this is for one that has been taken over.
+    allowance: u64,
+}
+
+/// What a run that keeps to its limits never exceeds, with room for the line that says it was cut.
+fn allowance(limits: &Limits) -> u64 {
+    let states = u64::from(limits.states).saturating_mul(NOTICE_COST);
+    [limits.log, limits.states_size, states, 4 << 10].into_iter().fold(0, u64::saturating_add)
 }
 
 impl Link {
@@ -45,7 +58,7 @@ impl Link {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn start(&self, order: impl FnOnce(u64) -> Order) -> Run {
+    pub(super) fn start(&self, limits: &Limits, order: impl FnOnce(u64) -> Order) -> Run {
         let (sender, events) = mpsc::unbounded_channel();
         let mut runs = self.runs();
         if let Some(reason) = &runs.lost {
@@ -54,7 +67,7 @@ impl Link {
         }
         let run = runs.next;
         runs.next += 1;
-        runs.events.insert(run, sender);
+        runs.under_way.insert(run, UnderWay { events: sender, allowance: allowance(limits) });
         drop(runs);
         // Fails only while the process is ending, and the run is told of that.
         let _ = self.orders.send(order(run));
@@ -66,13 +79,16 @@ impl Link {
         match report {
             Report::Ready => self.ready.notify_one(),
             Report::Notice { run, notice } => {
-                if let Some(events) = self.runs().events.get(&run) {
-                    let _ = events.send(Event::Notice(notice));
+                if let Some(under_way) = self.runs().under_way.get_mut(&run)
+                    && let Some(left) = under_way.allowance.checked_sub(weight(&notice))
+                {
+                    under_way.allowance = left;
+                    let _ = under_way.events.send(Event::Notice(notice));
                 }
             }
             Report::Exit { run, exit } => {
-                if let Some(events) = self.runs().events.remove(&run) {
-                    let _ = events.send(Event::Exit(exit));
+                if let Some(under_way) = self.runs().under_way.remove(&run) {
+                    let _ = under_way.events.send(Event::Exit(exit));
                 }
             }
         }
@@ -81,10 +97,18 @@ impl Link {
     fn lose(&self, reason: &str) {
         let mut runs = self.runs();
         runs.lost = Some(reason.to_owned());
-        for (_, events) in runs.events.drain() {
-            let _ = events.send(Event::Exit(Exit::Lost(reason.to_owned())));
+        for (_, under_way) in runs.under_way.drain() {
+            let _ = under_way.events.send(Event::Exit(Exit::Lost(reason.to_owned())));
         }
     }
+}
+
+fn weight(notice: &Notice) -> u64 {
+    let text = match notice {
+        Notice::Log { message, .. } => message.len(),
+        Notice::State { state, meta } => state.len() + meta.len(),
+    };
+    text as u64 + NOTICE_COST
 }
 
 /// Ends when the last [`Runner`] and [`ComponentId`] are gone; the runner sees the end of its stream then.
@@ -135,9 +159,10 @@ pub(super) async fn read_reports(
         Some(error) => format!("{error}; {status}"),
         None => status,
     };
+    // First, so that nobody who is told of a loss starts something in the same process again.
+    ending.send_replace(Some(reason.clone()));
     if let Some(link) = link.upgrade() {
         tracing::error!(reason, "a runner process was lost");
         link.lose(&reason);
     }
-    ending.send_replace(Some(reason));
 }

@@ -6,7 +6,7 @@ mod modules;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use tokio::{
 pub(crate) use self::modules::MAX_ANSWER;
 use self::{link::Link, modules::Modules};
 use crate::{
-    Code, Exit, Job, Limits, Notice, SandboxOptions,
+    Code, Exit, Job, Limit, Limits, Notice, SandboxOptions,
     child::{self, Role},
     frames::{Loaded, Order},
     guest,
@@ -29,6 +29,8 @@ use crate::{
 
 /// How long a runner may take to come up.
 const START_TIME: Duration = Duration::from_secs(30);
+/// How long a runner may be late with a description.
+const DESCRIBE_GRACE: Duration = Duration::from_secs(5);
 /// A line of a runner's own complaints is cut here (bytes).
 const MAX_COMPLAINT: u64 = 4 << 10;
 
@@ -59,6 +61,7 @@ pub struct Runner {
     pid: u32,
     next_component: AtomicU32,
     kill: Arc<Notify>,
+    killed: AtomicBool,
     /// Why the process ended, once it has.
     ended: watch::Receiver<Option<String>>,
 }
@@ -118,7 +121,9 @@ impl Runner {
         let (ending, ended) = watch::channel(None);
         let kill = Arc::new(Notify::new());
         tokio::spawn(link::read_reports(Arc::downgrade(&link), reading, process, ending, kill.clone()));
-        let runner = Self { kill, link, modules: Arc::new(modules), pid, next_component: AtomicU32::new(1), ended };
+        let killed = AtomicBool::new(false);
+        let runner =
+            Self { kill, killed, link, modules: Arc::new(modules), pid, next_component: AtomicU32::new(1), ended };
         runner.come_up().await?;
         Ok(runner)
     }
@@ -140,12 +145,13 @@ impl Runner {
 
     /// End the process, with everything that runs in it.
     pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
         self.kill.notify_one();
     }
 
-    /// Whether the process has ended, so that nothing can be run in it.
+    /// Whether the process has ended or is about to, so that nothing can be run in it.
     pub fn has_ended(&self) -> bool {
-        self.ended.borrow().is_some()
+        self.killed.load(Ordering::Acquire) || self.ended.borrow().is_some()
     }
 
     /// Wait for the process to end, and say why it did.
@@ -182,7 +188,8 @@ impl ComponentId {
     /// Run one task in a fresh instance.
     pub fn run(&self, job: Job) -> Run {
         let component = self.number;
-        self.link.start(|run| Order::Run { run, component, job })
+        let limits = job.limits.clone();
+        self.link.start(&limits, |run| Order::Run { run, component, job })
     }
 
     /// The component's manifest, as it tells it in a fresh instance.
@@ -191,9 +198,13 @@ impl ComponentId {
     /// However else the instance ended.
     pub async fn describe(&self, limits: &Limits) -> Result<String, Exit> {
         let (component, limits) = (self.number, limits.clone());
-        match self.link.start(|run| Order::Describe { run, component, limits }).exit().await {
-            Exit::Returned(manifest) => Ok(manifest),
-            other => Err(other),
+        let patience = limits.time + DESCRIBE_GRACE;
+        let late = Exit::Exceeded(Limit::Time(limits.time));
+        let run = self.link.start(&limits.clone(), |run| Order::Describe { run, component, limits });
+        match tokio::time::timeout(patience, run.exit()).await {
+            Ok(Exit::Returned(manifest)) => Ok(manifest),
+            Ok(other) => Err(other),
+            Err(_) => Err(late),
         }
     }
 }
