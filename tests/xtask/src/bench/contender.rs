@@ -10,27 +10,30 @@ use crate::process::Running;
 /// All have two places for tasks, and say nothing of what goes well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contender {
-    Rtask,
+    /// With a prefetch multiplier.
+    Rtask(u16),
     /// Celery's prefork pool, with a prefetch multiplier.
     Celery(u16),
 }
 
-/// Celery with its default multiplier and with the one that it is fastest with.
-pub(super) const CONTENDERS: [Contender; 3] = [Contender::Rtask, Contender::Celery(4), Contender::Celery(64)];
+/// Both with their default multiplier and with a large one. The others are compared with the first.
+pub(super) const CONTENDERS: [Contender; 4] =
+    [Contender::Rtask(4), Contender::Rtask(64), Contender::Celery(4), Contender::Celery(64)];
 
 impl Contender {
     pub(super) fn name(self) -> String {
         match self {
-            Self::Rtask => "rtask, -c 2".to_owned(),
+            Self::Rtask(multiplier) => format!("rtask, -c 2, prefetch x{multiplier}"),
             Self::Celery(multiplier) => format!("Celery prefork, -c 2, prefetch x{multiplier}"),
         }
     }
 
     pub(super) fn start(self, bench: &Bench) -> Result<Running> {
         let mut command = match self {
-            Self::Rtask => {
+            Self::Rtask(multiplier) => {
                 let mut command = bench.rtask();
-                command.args(["worker", "-n", "bench@localhost"]);
+                let multiplier = multiplier.to_string();
+                command.args(["worker", "-n", "bench@localhost", "--prefetch-multiplier", &multiplier]);
                 command
             }
             Self::Celery(multiplier) => {
