@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         trial("a_trap_tells_where_it_happened", trap),
         trial("a_killed_runner_loses_its_runs_and_says_so", killed),
         trial("a_dropped_runner_ends", dropped),
+        trial("a_signal_to_everybody_is_left_to_the_supervisor", signalled),
         trial("forgetting_one_component_leaves_the_others", forgotten),
         trial("kept_machine_code_is_used_again", cached),
         trial("a_child_has_no_environment_and_no_rights", locked_in),
@@ -182,6 +183,18 @@ async fn dropped() -> Outcome {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), gone).await?;
+    Ok(())
+}
+
+/// As a service manager and a terminal send them.
+async fn signalled() -> Outcome {
+    use nix::sys::signal::{Signal, kill};
+    let (runner, module) = loaded(&sandbox(), &component("")).await?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(runner.pid())?);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        kill(pid, signal)?;
+        assert!(matches!(module.run(job("echo", Limits::default())).exit().await, Exit::Returned(_)), "{signal}");
+    }
     Ok(())
 }
 

@@ -166,3 +166,41 @@ pub(super) async fn read_reports(
         link.lose(&reason);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Level;
+
+    fn order(run: u64) -> Order {
+        Order::Describe { run, component: 1, limits: Limits::default() }
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_ignores_the_limits_cannot_fill_the_supervisor() {
+        let limits = Limits { log: 1 << 10, states: 1, states_size: 1 << 10, ..Limits::default() };
+        let (link, _orders) = Link::new();
+        let mut run = link.start(&limits, order);
+        for _ in 0..100_000 {
+            let notice = Notice::Log { level: Level::Info, message: String::new() };
+            link.take(Report::Notice { run: 0, notice });
+        }
+        link.take(Report::Exit { run: 0, exit: Exit::Ignored });
+        let mut notices = 0;
+        while let Event::Notice(_) = run.next().await {
+            notices += 1;
+        }
+        assert!(notices as u64 * NOTICE_COST <= allowance(&limits), "{notices}");
+    }
+
+    #[tokio::test]
+    async fn what_starts_after_the_loss_is_told_of_it() {
+        let (link, _orders) = Link::new();
+        let before = link.start(&Limits::default(), order);
+        link.lose("signal 9");
+        let after = link.start(&Limits::default(), order);
+        for run in [before, after] {
+            assert_eq!(run.exit().await, Exit::Lost("signal 9".to_owned()));
+        }
+    }
+}
