@@ -142,6 +142,16 @@ async fn the_file_and_its_folder_are_for_their_owner_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_others_may_write_is_refused() {
+    let (_folder, path) = file();
+    let url = format!("sqlite:{}", path.display());
+    connect_broker(&url, Patience::FailFast).await.unwrap().close().await;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = connect_broker(&url, Patience::FailFast).await.err().expect("others could send tasks by it");
+    assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_not_ours_is_refused() {
     let (folder, path) = file();
     let open = async |path: &Path| {

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     time::Duration,
 };
@@ -52,7 +52,7 @@ INSERT INTO registry_revision (revision) VALUES (0);
 
 /// Open the file, made with its folder and the tables if they do not exist, for its owner alone. Blocks.
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
-    create(path).map_err(|error| refused(path, error.to_string()))?;
+    create(path).and_then(|()| trust(path)).map_err(|error| refused(path, error.to_string()))?;
     let explain = |failure: Failure| explain(path, failure);
     let mut connection = Connection::open(path).map_err(|error| explain(error.into()))?;
     configure(&connection, path).map_err(explain)?;
@@ -75,6 +75,20 @@ fn create(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+/// Whoever may write the file decides what code is run.
+fn trust(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    let user = rustix::process::geteuid();
+    if !user.is_root() && metadata.uid() != user.as_raw() {
+        let (owner, us) = (metadata.uid(), user.as_raw());
+        return Err(io::Error::other(format!("it belongs to user id {owner}, not to this process's {us}")));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::other("others than its owner may write it; `chmod go-w` it, if nobody has"));
+    }
+    Ok(())
 }
 
 fn configure(connection: &Connection, path: &Path) -> Result<(), Failure> {

@@ -35,6 +35,16 @@ async fn file_and_folder_are_made_for_their_owner_alone() {
     }
 }
 
+#[tokio::test]
+async fn a_file_that_others_may_write_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rtask.db");
+    drop(connect(&url(&path)).await.unwrap());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = connect(&url(&path)).await.err().expect("others could put modules into it");
+    assert!(matches!(refused, RegistryError::Refused { .. }), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_may_make_the_file_at_the_same_time() {
     let folder = tempfile::tempdir().unwrap();
