@@ -124,11 +124,11 @@ impl Call {
 }
 
 fn array(text: &str) -> Result<Array, String> {
-    serde_json::from_str(text).map(Array).map_err(|error| format!("it is no JSON array: {error}"))
+    serde_json::from_str(text).map(Array).map_err(|error| format!("it is no JSON array, such as '[2, 2]': {error}"))
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text).map_err(|error| format!("it is no JSON object: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("it is no JSON object, such as '{{\"x\": 2}}': {error}"))
 }
 
 fn limit(text: &str) -> Result<Seconds, String> {

@@ -69,8 +69,10 @@ pub async fn wait(backend: &dyn ResultBackend, id: &str, wait: Wait, output: Out
 
 fn late(id: &str, limit: Seconds) -> Failure {
     let id = visible::line(id);
-    Failure::new(format!("task {id} was not done within {:?}", limit.0))
-        .hint(format!("wait on with `rtask result {id} --wait`; is a worker running that has the task?"))
+    Failure::new(format!("task {id} was not done within {:?}", limit.0)).hint(format!(
+        "wait on with `rtask result {id} --wait`; `rtask doctor` says whether a worker is alive and what waits in the \
+             queue, `rtask modules` whether the task is deployed"
+    ))
 }
 
 /// Print a record, and answer the exit code that it means.
