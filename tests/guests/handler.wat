@@ -36,7 +36,9 @@
     (field "kind" string) (field "module" (option string)) (field "arguments" string)
     (field "traceback" (option string))))
   (type $rejection (record (field "reason" string) (field "requeue" bool)))
-  (type $failure (variant (case "failed" $exception) (case "reject" $rejection) (case "ignore")))
+  (type $retry (record (field "cause" (option $exception)) (field "options" string)))
+  (type $failure (variant
+    (case "failed" $exception) (case "retry" $retry) (case "reject" $rejection) (case "ignore")))
   (func $describe (result string)
     (canon lift (core func $core "describe") (memory (core memory $memory))))
   (func $run (param "task" string) (param "payload" string) (result (result string (error $failure)))
@@ -50,15 +52,21 @@
     (import "exception" (type $exception (eq $exception-type)))
     (type $rejection-type (record (field "reason" string) (field "requeue" bool)))
     (import "rejection" (type $rejection (eq $rejection-type)))
-    (type $failure-type (variant (case "failed" $exception) (case "reject" $rejection) (case "ignore")))
+    (type $retry-type (record (field "cause" (option $exception)) (field "options" string)))
+    (import "retry-request" (type $retry (eq $retry-type)))
+    (type $failure-type (variant
+      (case "failed" $exception) (case "retry" $retry) (case "reject" $rejection) (case "ignore")))
     (import "failure" (type $failure (eq $failure-type)))
     (import "describe" (func $describe (result string)))
     (import "run" (func $run
       (param "task" string) (param "payload" string) (result (result string (error $failure)))))
     (export $named-exception "exception" (type $exception))
     (export $named-rejection "rejection" (type $rejection))
-    (type $named-failure-type
-      (variant (case "failed" $named-exception) (case "reject" $named-rejection) (case "ignore")))
+    (type $named-retry-type (record (field "cause" (option $named-exception)) (field "options" string)))
+    (export $named-retry "retry-request" (type $named-retry-type))
+    (type $named-failure-type (variant
+      (case "failed" $named-exception) (case "retry" $named-retry) (case "reject" $named-rejection)
+      (case "ignore")))
     (export $named-failure "failure" (type $named-failure-type))
     (export "describe" (func $describe))
     (export "run" (func $run) (func
@@ -66,7 +74,8 @@
   (instance $exports (instantiate $handler
     (with "exception" (type $exception))
     (with "rejection" (type $rejection))
+    (with "retry-request" (type $retry))
     (with "failure" (type $failure))
     (with "describe" (func $describe))
     (with "run" (func $run))))
-  (export "rtask:task/handler@0.1.0" (instance $exports)))
+  (export "rtask:task/handler@0.2.0" (instance $exports)))

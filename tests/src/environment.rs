@@ -10,6 +10,14 @@ pub const PYTHON: &str = "RTASK_TEST_PYTHON";
 pub const HELLO: &str = "RTASK_TEST_HELLO";
 pub const PROBE: &str = "RTASK_TEST_PROBE";
 
+/// Set to anything, it has tests try the whole of what is promised, where they else try a part that takes less time.
+pub const FULL: &str = "RTASK_TEST_FULL";
+
+/// Whether tests are to take the time that the whole takes (`cargo xtask test --full`).
+pub fn is_full() -> bool {
+    std::env::var_os(FULL).is_some()
+}
+
 /// The value of a variable.
 ///
 /// # Panics

@@ -68,6 +68,17 @@ fn standing(pid: u32, thread: &Path) -> io::Result<Standing> {
     })
 }
 
+/// How much memory a process has in use, in bytes.
+///
+/// # Errors
+/// As [`standings`].
+pub fn memory(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"));
+    let kilobytes: Option<u64> = field.and_then(|number| number.trim().parse().ok());
+    Ok(kilobytes.ok_or_else(|| io::Error::other(format!("process {pid} tells nothing of its memory")))? << 10)
+}
+
 /// The environment that a process was started with.
 ///
 /// # Errors

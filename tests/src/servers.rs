@@ -31,9 +31,7 @@ impl VirtualHost {
 
     /// How many messages of a queue some worker holds.
     pub fn unacknowledged(&self, queue: &str) -> u64 {
-        let table = rabbitmqctl(&["list_queues", "--vhost", &self.name, "name", "messages_unacknowledged"]);
-        let row = table.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
-        row.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+        count_of(queue, &rabbitmqctl(&["list_queues", "--vhost", &self.name, "name", "messages_unacknowledged"]))
     }
 }
 
@@ -50,6 +48,12 @@ impl Drop for VirtualHost {
 pub fn rabbitmqctl(arguments: &[&str]) -> String {
     let mut command = Command::new(path(servers::RABBITMQCTL));
     process::output(command.args(["--quiet"]).args(arguments)).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The number beside a queue's name in what `rabbitmqctl list_queues` writes; 0 for a queue that it does not know.
+pub fn count_of(queue: &str, table: &str) -> u64 {
+    let row = table.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+    row.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Scheme, account and address, without a virtual host.
@@ -95,6 +99,16 @@ impl Database {
     pub fn url(&self) -> String {
         format!("{}/{}", variable(servers::REDIS_URL).trim_end_matches('/'), self.number)
     }
+}
+
+/// How many messages of a Redis database somebody holds (golden/02_redis_transport, fact 17).
+///
+/// # Panics
+/// When the server does not answer.
+pub fn unacknowledged(url: &str) -> u64 {
+    let client = redis::Client::open(url).expect("the URL of the tests' Redis is valid");
+    let held = redis::cmd("ZCARD").arg("unacked_index").query(&mut client.get_connection().expect("it answers"));
+    held.expect("the tests' Redis answers")
 }
 
 /// Take the selected database if nobody has it; whether that worked.

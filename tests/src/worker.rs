@@ -61,6 +61,16 @@ impl Worker {
         Self::launch(stage.command(), name, flags)
     }
 
+    /// The same with a variable in its environment.
+    ///
+    /// # Panics
+    /// As [`Worker::start`].
+    pub fn start_with(stage: &Stage, variable: (&str, &str), name: &str, flags: &[&str]) -> Self {
+        let mut command = stage.command();
+        command.env(variable.0, variable.1);
+        Self::launch(command, name, flags)
+    }
+
     /// The same as a job of its own, as a shell starts it on a terminal.
     ///
     /// # Panics
@@ -69,6 +79,16 @@ impl Worker {
         let mut command = stage.command();
         command.process_group(0);
         Self::launch(command, name, flags)
+    }
+
+    /// A worker of Celery's own, with the tasks of tests/python/peer.py, beside or instead of one of ours.
+    ///
+    /// # Panics
+    /// As [`Worker::start`].
+    pub fn start_celery(stage: &Stage, name: &str, flags: &[&str]) -> Self {
+        let mut command = stage.python();
+        command.args(["-m", "celery", "-A", "peer"]);
+        Self::launch(command, name, &[&["-l", "INFO"], flags].concat())
     }
 
     fn launch(mut command: Command, name: &str, flags: &[&str]) -> Self {
@@ -126,8 +146,13 @@ impl Worker {
 
     /// Ask it to end in good order (TERM), without waiting.
     pub fn ask_to_end(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// As a supervisor does, or a person with `kill`: to the worker alone.
+    pub fn signal(&self, signal: Signal) {
         // A worker that has ended already is found out by whoever waits for it.
-        let _ = kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(self.pid().cast_signed()), signal);
     }
 
     /// What a terminal does to a job: every process of it gets the signal.

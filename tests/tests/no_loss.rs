@@ -22,13 +22,13 @@ const A_WHILE: &str = "[5]";
 const FOR_EVER_ON_THE_FIRST: &str = r#"[0, "w1@localhost"]"#;
 const FOR_EVER: &str = "[3600]";
 
-const GET: &str = r#"answer(app.AsyncResult("held").get(timeout=WAIT))"#;
+const GET: &str = r#"answer(app.AsyncResult(own("held")).get(timeout=WAIT))"#;
 
-/// A worker with a task in its hands: its id is `held`, and its result the name of who ran it.
+/// A worker with a task in its hands: its id is `own("held")`, and its result the name of who ran it.
 fn worker_with_a_task(stage: &Stage, args: &str) -> Worker {
     let worker = stage.worker("w1", &["-c", "1"]);
     stage.deploy(&environment::probe());
-    stage.celery(&format!(r#"app.send_task("probe.tracked", args={args}, task_id="held"); answer(None)"#));
+    stage.celery(&format!(r#"app.send_task("probe.tracked", args={args}, task_id=own("held")); answer(None)"#));
     wait_until_held_by(stage, &worker);
     worker
 }
@@ -37,7 +37,7 @@ fn wait_until_held_by(stage: &Stage, worker: &Worker) {
     let pid = worker.pid();
     stage.celery(&format!(
         r#"
-held = app.AsyncResult("held")
+held = app.AsyncResult(own("held"))
 wait_until(lambda: held.state == "STARTED" and held.info["pid"] == {pid})
 answer(None)
 "#
@@ -107,7 +107,7 @@ fn a_task_that_keeps_killing_its_worker_becomes_a_dead_letter() {
     worker.kill();
     let _last = stage.worker("last", &["-c", "1"]);
     let dead = stage.celery(r#"answer(take("celery.dead"))"#);
-    assert_eq!(dead["headers"]["id"], "held");
+    assert_eq!(dead["headers"]["id"], json!(stage.own("held")));
     let attempts = &dead["headers"]["x-rtask-death-attempts"];
     assert!(attempts.as_u64().is_some_and(|attempts| attempts >= 5), "{dead}");
 }
@@ -122,15 +122,15 @@ fn a_killed_runner_costs_the_messages_that_wait_nothing() {
     stage.celery(
         r#"
 for number in range(50):
-    app.send_task("hello.add", args=[number, 1], task_id=f"waiting-{number}")
+    app.send_task("hello.add", args=[number, 1], task_id=own(f"waiting-{number}"))
 answer(None)
 "#,
     );
     worker.kill_runner();
     let seen = stage.celery(
         r#"
-sums = [app.AsyncResult(f"waiting-{number}").get(timeout=WAIT) for number in range(50)]
-answer({"sums": sums, "held": app.AsyncResult("held").get(timeout=WAIT)})
+sums = [app.AsyncResult(own(f"waiting-{number}")).get(timeout=WAIT) for number in range(50)]
+answer({"sums": sums, "held": app.AsyncResult(own("held")).get(timeout=WAIT)})
 "#,
     );
     let sums: Vec<u32> = (1..=50).collect();

@@ -1,8 +1,8 @@
-//! The smallest useful module: a good task, one that raises, and every way to misbehave that a worker has to survive.
+//! The smallest useful module: good tasks, one that raises, and every way to misbehave that a worker has to survive.
 
 use std::{hint::black_box, time::Duration};
 
-use rtask::{Context, Error, Value, json, task};
+use rtask::{Context, Error, Value, json, signature, task};
 use serde::Serialize;
 
 /// A step of `progress` takes this long.
@@ -70,19 +70,53 @@ fn panic(message: String) -> ! {
 /// Waits, and answers how long.
 #[task]
 fn sleep(context: &Context, seconds: f64) -> Result<f64, Error> {
-    context.sleep(Duration::try_from_secs_f64(seconds).map_err(Error::value_error)?);
+    context.sleep(time(seconds)?)?;
     Ok(seconds)
 }
 
-/// Tells of its progress in steps, under the state `PROGRESS`.
+/// Tells of its progress in steps, under the state `PROGRESS`. If a soft time limit comes first, what is done by then is
+/// the result.
 #[task]
 fn progress(context: &Context, #[default = 5] steps: u32) -> Result<u32, Error> {
     for done in 1..=steps {
-        context.sleep(STEP);
+        if context.sleep(STEP).is_err() {
+            return Ok(done - 1);
+        }
         context.set_state("PROGRESS", json!({ "done": done, "of": steps }))?;
         rtask::log::info(format_args!("{done} of {steps}"));
     }
     Ok(steps)
+}
+
+/// Succeeds at its third try, a second after the second.
+#[task(max_retries = 5)]
+fn stubborn(context: &Context) -> Result<String, Error> {
+    match context.retries() {
+        tried @ 0..2 => {
+            let cause = Error::new("ConnectionError").args(format!("no answer to try {}", tried + 1));
+            Err(context.retry().cause(cause).countdown(Duration::from_secs(1)).into())
+        }
+        tried => Ok(format!("answered after {tried} retries")),
+    }
+}
+
+/// Raises `ConnectionError` two times, and leaves it to its options that it is run again.
+#[task(autoretry_for = ["ConnectionError"], retry_backoff, max_retries = 5)]
+fn patient(context: &Context) -> Result<String, Error> {
+    match context.retries() {
+        0..2 => Err(Error::new("ConnectionError").args("no answer")),
+        tried => Ok(format!("answered after {tried} retries")),
+    }
+}
+
+/// Has `hello.add` run some seconds later, and answers its id.
+#[task]
+fn add_later(context: &Context, x: i64, y: i64, #[default = 1.0] seconds: f64) -> Result<String, Error> {
+    context.send(signature("hello.add").args((x, y)).countdown(time(seconds)?))
+}
+
+fn time(seconds: f64) -> Result<Duration, Error> {
+    Duration::try_from_secs_f64(seconds).map_err(Error::value_error)
 }
 
 /// What a run knows of itself.
@@ -153,6 +187,46 @@ mod tests {
         let expected = [json!({"done": 1, "of": 2}), json!({"done": 2, "of": 2})];
         let expected = expected.map(|meta| ("PROGRESS".to_owned(), meta));
         assert_eq!(context.states(), expected);
+    }
+
+    #[test]
+    fn progress_ends_with_what_it_has_when_the_soft_limit_comes() {
+        let context = Context::for_test().with_soft_time_limit(STEP * 3);
+        assert_eq!(progress(&context, 5), Ok(2));
+        assert_eq!(context.states().len(), 2);
+    }
+
+    #[test]
+    fn sleep_ends_at_the_soft_limit() {
+        let context = Context::for_test().with_soft_time_limit(STEP);
+        let expected = Error::new("SoftTimeLimitExceeded").module("billiard.exceptions");
+        assert_eq!(sleep(&context, 1.5), Err(expected));
+    }
+
+    #[test]
+    fn stubborn_asks_for_another_run_until_it_is_answered() {
+        let context = Context::for_test_with(json!({"retries": 1}));
+        let cause = Error::new("ConnectionError").args("no answer to try 2");
+        let retry = context.retry().cause(cause).countdown(Duration::from_secs(1));
+        assert_eq!(stubborn(&context), Err(retry.into()));
+        assert_eq!(stubborn(&Context::for_test_with(json!({"retries": 2}))).unwrap(), "answered after 2 retries");
+    }
+
+    #[test]
+    fn patient_raises_until_it_is_answered() {
+        let raised = Error::new("ConnectionError").args("no answer");
+        assert_eq!(patient(&Context::for_test_with(json!({"retries": 1}))), Err(raised));
+        assert_eq!(patient(&Context::for_test_with(json!({"retries": 2}))).unwrap(), "answered after 2 retries");
+    }
+
+    #[test]
+    fn add_later_sends_add() {
+        let context = Context::for_test();
+        let id = add_later(&context, 2, 3, 0.5).unwrap();
+        let [sent] = &context.sent()[..] else { panic!("one was sent") };
+        assert_eq!((&sent["task"], &sent["args"]), (&json!("hello.add"), &json!([2, 3])));
+        assert_eq!(sent["options"], json!({"countdown": 0.5}));
+        assert!(!id.is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use rtask_protocol::Message;
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
@@ -21,12 +22,21 @@ pub enum Attempts {
 }
 
 /// What the broker is to do with a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
+    #[default]
     Ack,
     /// Drop it, or hand it to the broker's own dead-letter exchange where an operator has set one.
     Reject,
     Requeue,
+}
+
+/// How a message came into its queue (`delivery_info` in Celery's requests).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Empty for the default exchange.
+    pub exchange: String,
+    pub routing_key: String,
 }
 
 /// A broker's side of a delivery.
@@ -37,6 +47,13 @@ pub trait Receipt: Send + Sync {
     /// # Errors
     /// When the broker no longer knows the delivery, since the connection was lost; it is delivered again then.
     async fn settle(&self, verdict: Verdict) -> Result<(), BrokerError>;
+
+    /// Put the message aside until `until`, to be delivered from the same queue as a first attempt then, or up to a
+    /// second later. It counts for no prefetch and costs no consumer anything meanwhile.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked; the delivery is still unsettled then.
+    async fn postpone(&self, message: &Message, until: Timestamp) -> Result<(), BrokerError>;
 }
 
 /// One unsettled message. Dropping it puts the message back into its queue.
@@ -44,12 +61,27 @@ pub struct Delivery {
     pub message: Message,
     pub queue: Arc<str>,
     pub attempts: Attempts,
+    pub routing: Routing,
     receipt: Option<Box<dyn Receipt>>,
 }
 
 impl Delivery {
     pub fn new(message: Message, queue: Arc<str>, attempts: Attempts, receipt: Box<dyn Receipt>) -> Self {
-        Self { message, queue, attempts, receipt: Some(receipt) }
+        let routing = Routing { exchange: String::new(), routing_key: queue.to_string() };
+        Self { message, queue, attempts, routing, receipt: Some(receipt) }
+    }
+
+    /// A message that its broker has forgotten already (a mailbox's, a reply); there is nothing left to settle.
+    pub fn settled(message: Message, queue: Arc<str>) -> Self {
+        let routing = Routing { exchange: String::new(), routing_key: queue.to_string() };
+        Self { message, queue, attempts: Attempts::First, routing, receipt: None }
+    }
+
+    /// The same, for a message that did not come straight into its queue.
+    #[must_use]
+    pub fn routed(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.routing = Routing { exchange: exchange.into(), routing_key: routing_key.into() };
+        self
     }
 
     /// # Errors
@@ -64,6 +96,17 @@ impl Delivery {
 
     pub async fn requeue(self) -> Result<(), BrokerError> {
         self.settle(Verdict::Requeue).await
+    }
+
+    /// Put the message aside until `until`; see [`Receipt::postpone`]. It is settled then.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn postpone(&mut self, until: Timestamp) -> Result<(), BrokerError> {
+        let Some(receipt) = &self.receipt else { return Ok(()) };
+        receipt.postpone(&self.message, until).await?;
+        self.receipt = None;
+        Ok(())
     }
 
     async fn settle(mut self, verdict: Verdict) -> Result<(), BrokerError> {

@@ -41,7 +41,7 @@ pub enum BrokerError {
     #[error("{url} failed: {reason}")]
     Failed { url: String, reason: String },
     /// Nacked, unroutable, or not confirmed in time. It may have been kept all the same.
-    #[error("a message for queue `{queue}` was not confirmed: {reason}")]
+    #[error("a message for `{queue}` was not confirmed: {reason}")]
     NotConfirmed { queue: String, reason: String },
     /// No broker could carry it.
     #[error("a message cannot be sent: {reason}")]
@@ -49,6 +49,9 @@ pub enum BrokerError {
     /// The connection or lease that the delivery belonged to has ended; its queue hands the message out again.
     #[error("a delivery from queue `{queue}` is no longer ours to settle: {reason}")]
     NotOurs { queue: String, reason: String },
+    /// `rpc://` hands a result to whoever sent the task, and to nobody else.
+    #[error("the result of task `{task_id}` goes only to the process that sent it, which is how `rpc://` works")]
+    Elsewhere { task_id: String },
     #[error("{url} was closed by this process")]
     Closed { url: String },
     #[error("{what} is damaged: {reason}")]
@@ -63,6 +66,7 @@ impl BrokerError {
             | Self::Refused { .. }
             | Self::Unsendable { .. }
             | Self::NotOurs { .. }
+            | Self::Elsewhere { .. }
             | Self::Closed { .. }
             | Self::Damaged { .. } => true,
             Self::Unreachable { .. } | Self::Lost { .. } | Self::Failed { .. } | Self::NotConfirmed { .. } => false,
@@ -74,15 +78,26 @@ impl BrokerError {
     }
 }
 
-/// A URL fit for messages and logs: without its password, and without its query, which may hold secrets too.
+/// A URL fit for messages and logs: without its password, and without its query, which may hold secrets too. So for
+/// each of a list, whose parts `;` parts; a password that holds one makes pieces that are no URLs.
 pub fn without_password(url: &str) -> String {
-    let url = url.split_once('?').map_or(url, |(before, _)| before);
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+    let pieces = || url.split(';').map(str::trim).filter(|piece| !piece.is_empty());
+    match pieces().all(|piece| piece.contains("://")) {
+        true => pieces().map(one_without_password).collect::<Vec<_>>().join(";"),
+        false => one_without_password(url),
+    }
+}
+
+/// A password that was not percent-encoded may hold a slash, so the last `@` ends it, wherever that is. It may hold a
+/// question mark, too: if there is an `@` behind one, only what is certainly no password is told.
+fn one_without_password(url: &str) -> String {
+    let (before, query) = url.split_once('?').unwrap_or((url, ""));
+    let Some((scheme, rest)) = before.split_once("://") else {
+        return before.to_owned();
     };
-    // A password that was not percent-encoded may hold a slash, so the last `@` ends it, wherever that is.
+    let rest = if query.contains('@') { rest.split(':').next().unwrap_or_default() } else { rest };
     let Some((user_info, host)) = rest.rsplit_once('@') else {
-        return url.to_owned();
+        return format!("{scheme}://{rest}");
     };
     match user_info.split(':').next() {
         None | Some("") => format!("{scheme}://{host}"),
@@ -103,6 +118,13 @@ mod tests {
             ("redis://host/0?password=secret", "redis://host/0"),
             ("amqp://host//", "amqp://host//"),
             ("sqlite:.rtask/a.db", "sqlite:.rtask/a.db"),
+            ("amqp://guest:se?cr@t@host", "amqp://guest"),
+            ("redis://:secret?@host", "redis://"),
+            ("redis://host/0?password=se@cret", "redis://host/0"),
+            ("redis://:secret@a;redis://u:secret@b", "redis://a;redis://u@b"),
+            ("redis://:sec;ret@a", "redis://a"),
+            ("amqp://u:secret@a?heartbeat=3; amqp://u:secret@b;", "amqp://u@a;amqp://u@b"),
+            ("sentinel://:secret@a/0?sentinel_password=secret", "sentinel://a/0"),
         ];
         for (url, expected) in rows {
             assert_eq!(without_password(url), expected);

@@ -4,18 +4,24 @@ use rtask_protocol::Properties;
 
 use crate::BrokerError;
 
-/// The longest queue name, which AMQP sets (bytes).
-const MAX_QUEUE_NAME: usize = 255;
+/// The longest name of a queue or exchange and the longest routing key, which AMQP sets (bytes).
+const MAX_NAME: usize = 255;
 
 /// # Errors
 /// For an empty name, which an AMQP server would replace by one of its own, and one that is too long.
 pub(crate) fn check_queue_name(queue: &str) -> Result<(), BrokerError> {
-    match queue.len() {
-        0 => Err(BrokerError::unsendable("a queue needs a name")),
-        1..=MAX_QUEUE_NAME => Ok(()),
-        length => {
-            Err(BrokerError::unsendable(format!("a queue name of {length} bytes is longer than {MAX_QUEUE_NAME}")))
-        }
+    if queue.is_empty() {
+        return Err(BrokerError::unsendable("a queue needs a name"));
+    }
+    check_length("a queue's name", queue)
+}
+
+/// # Errors
+/// For a text that is too long; an empty one is the default exchange's name, and a routing key like any other.
+pub(crate) fn check_length(what: &str, text: &str) -> Result<(), BrokerError> {
+    match text.len() {
+        0..=MAX_NAME => Ok(()),
+        length => Err(BrokerError::unsendable(format!("{what} of {length} bytes is longer than {MAX_NAME}"))),
     }
 }
 

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    commands::{build, call, completions, deploy, doctor, modules, result, version, worker},
+    commands::{
+        build, call, completions, control, dead_letters, deploy, doctor, inspect, modules, purge, queues, result,
+        version, worker,
+    },
     settings::Settings,
 };
 
@@ -23,11 +26,12 @@ pub struct Arguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Where messages travel: amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps://..., or sqlite:PATH. A password is
-    /// better kept in RTASK_BROKER_URL or rtask.toml, since other users can see arguments
+    /// Where messages travel: amqp://USER:PASSWORD@HOST:PORT/VHOST, redis://HOST:PORT/DB, with TLS amqps://... or
+    /// rediss://..., sentinel://..., or sqlite:PATH. Several with `;` between them are tried in turn. A password is better kept in RTASK_BROKER_URL or rtask.toml, since other users can see arguments
     #[arg(short, long, global = true, value_name = "URL")]
     broker: Option<String>,
-    /// Where results are kept: redis://HOST:PORT/DB, rediss://..., or sqlite:PATH (RTASK_RESULT_BACKEND)
+    /// Where results are kept: redis://HOST:PORT/DB, rediss://..., sentinel://..., sqlite:PATH, or rpc:// to send them
+    /// to whoever sent the task (RTASK_RESULT_BACKEND)
     #[arg(long, visible_alias = "result-backend", global = true, value_name = "URL")]
     backend: Option<String>,
     /// Where modules are kept; without it, where results are (RTASK_REGISTRY)
@@ -41,6 +45,7 @@ pub struct Global {
     pub json: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one in a process, and it is moved on at once")]
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Worker(worker::Worker),
@@ -48,6 +53,11 @@ pub enum Command {
     Modules(modules::Modules),
     Call(call::Call),
     Result(result::TaskResult),
+    Queues(queues::Queues),
+    Purge(purge::Purge),
+    DeadLetters(dead_letters::DeadLetters),
+    Control(control::Control),
+    Inspect(inspect::Inspect),
     Build(build::Build),
     Doctor(doctor::Doctor),
     Version(version::Version),

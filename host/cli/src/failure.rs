@@ -56,6 +56,10 @@ impl Failure {
         self
     }
 
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
     /// All of it in one line, and the hint.
     pub fn into_parts(self) -> (String, Option<String>) {
         let told: Vec<String> = std::iter::once(self.message).chain(self.causes).collect();
@@ -133,6 +137,7 @@ fn broker_code(error: &BrokerError) -> Code {
         BrokerError::NotConfirmed { .. }
         | BrokerError::Unsendable { .. }
         | BrokerError::NotOurs { .. }
+        | BrokerError::Elsewhere { .. }
         | BrokerError::Closed { .. }
         | BrokerError::Damaged { .. } => Code::Failed,
     }
@@ -143,7 +148,7 @@ fn broker_hint(error: &BrokerError) -> Option<String> {
         BrokerError::Address { .. } => {
             "name it by flag, by RTASK_BROKER_URL and RTASK_RESULT_BACKEND, or in rtask.toml"
         }
-        BrokerError::Unreachable { .. } => SERVER_IS_DOWN,
+        BrokerError::Unreachable { reason, .. } => unreachable_hint(reason),
         BrokerError::Refused { url, refusal, .. } => match refusal {
             Refusal::Permission if url.starts_with("sqlite:") => EMBEDDED_STORE_IS_OUT_OF_REACH,
             Refusal::Permission => {
@@ -156,6 +161,9 @@ fn broker_hint(error: &BrokerError) -> Option<String> {
             Refusal::Database => "name a database that the server has after the host in the URL",
         },
         BrokerError::Lost { .. } | BrokerError::Failed { .. } => "try again; `rtask doctor` tests all that rtask needs",
+        BrokerError::Elsewhere { .. } => {
+            "wait for it where it is sent, as `rtask call --wait` does, or keep results in Redis or SQLite"
+        }
         BrokerError::NotConfirmed { .. } => {
             "the message may have arrived all the same; send it again with the same --task-id"
         }
@@ -167,6 +175,13 @@ fn broker_hint(error: &BrokerError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// What a TLS library complains of names certificates.
+fn unreachable_hint(reason: &str) -> &'static str {
+    if reason.to_ascii_lowercase().contains("certificate") { CERTIFICATES } else { SERVER_IS_DOWN }
+}
+
+const CERTIFICATES: &str =
+    "say whom to trust and who to be in broker_use_ssl and redis_backend_use_ssl: ca_certs, certfile and keyfile";
 const SERVER_IS_DOWN: &str = "start the server, or correct its address by flag, environment or rtask.toml; `rtask doctor` tests all that rtask needs";
 const EMBEDDED_STORE_IS_OUT_OF_REACH: &str = "the user that rtask runs as must be able to reach and write the file and its folder; name another with sqlite:PATH";
 
@@ -190,7 +205,7 @@ fn registry_code(error: &RegistryError) -> Code {
 fn registry_hint(error: &RegistryError) -> Option<String> {
     let hint = match error {
         RegistryError::Address { .. } => "name it with --registry, RTASK_REGISTRY or `registry` in rtask.toml",
-        RegistryError::Unreachable { .. } => SERVER_IS_DOWN,
+        RegistryError::Unreachable { reason, .. } => unreachable_hint(reason),
         RegistryError::Refused { url, .. } if url.starts_with("sqlite:") => EMBEDDED_STORE_IS_OUT_OF_REACH,
         RegistryError::Failed { .. } => "try again; `rtask doctor` tests all that rtask needs",
         RegistryError::Refused { .. }
@@ -226,6 +241,17 @@ mod tests {
         for (failure, code) in rows {
             assert_eq!(failure.code, code, "{failure:?}");
         }
+    }
+
+    #[test]
+    fn what_a_server_thinks_of_certificates_is_told_from_its_absence() {
+        let hint = |reason: &str| {
+            let error = BrokerError::Unreachable { url: "amqps://h".to_owned(), reason: reason.to_owned() };
+            Failure::from(error).hint.unwrap()
+        };
+        assert!(hint("invalid peer certificate: UnknownIssuer").contains("ca_certs"));
+        assert!(hint("received fatal alert: CertificateRequired").contains("certfile"));
+        assert!(hint("connection refused").contains("start the server"));
     }
 
     #[test]

@@ -8,12 +8,14 @@
 
 mod arguments;
 mod commands;
+mod confirm;
 mod embedded;
 mod failure;
 mod logging;
 mod output;
 mod progress;
 mod settings;
+mod table;
 mod visible;
 
 use std::process::ExitCode;
@@ -47,6 +49,11 @@ fn run(Arguments { global, command }: Arguments, output: Output) -> Result<ExitC
         Command::Modules(_) => commands::wait_for(commands::modules::run(settings()?, output)),
         Command::Call(call) => commands::wait_for(commands::call::run(call, settings()?, output)),
         Command::Result(result) => commands::wait_for(commands::result::run(result, settings()?, output)),
+        Command::Queues(queues) => commands::wait_for(commands::queues::run(queues, settings()?, output)),
+        Command::Purge(purge) => commands::wait_for(commands::purge::run(purge, settings()?, output)),
+        Command::DeadLetters(letters) => commands::wait_for(commands::dead_letters::run(letters, settings()?, output)),
+        Command::Control(control) => commands::wait_for(commands::control::run(control, settings()?, output)),
+        Command::Inspect(inspect) => commands::wait_for(commands::inspect::run(inspect, settings()?, output)),
         Command::Build(build) => commands::build::run(&build, output),
         Command::Doctor(_) => commands::wait_for(commands::doctor::run(settings()?, output)),
         Command::Version(_) => commands::version::run(output),

@@ -1,27 +1,84 @@
 //! What a client publishes: a [`Call`] and the protocol 2 message that Celery's own client would make of it.
 
-use jiff::{SignedDuration, Timestamp};
-use serde_json::{Map, Value, json, value::to_raw_value};
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Body, Embed, Headers, Message, Properties, TimeLimit, repr, time};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::{
+    Body, Compression, Embed, Headers, Message, Properties, Serializer, TimeLimit, content::Written, json as text,
+    repr, security::Signer, time,
+};
+
+/// A value as it stands in JSON: passed on to the task without a change.
+pub type Argument = Box<RawValue>;
 
 /// One call of a task by name (`celery/app/base.py`, `send_task`).
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     pub task: String,
     pub id: String,
-    pub args: Vec<Value>,
-    pub kwargs: Map<String, Value>,
+    pub args: Vec<Argument>,
+    pub kwargs: BTreeMap<String, Argument>,
     pub eta: Option<Timestamp>,
     pub expires: Option<Timestamp>,
     pub time_limit: TimeLimit,
     /// None leaves the choice to the task's own setting.
     pub ignore_result: Option<bool>,
-    pub priority: u8,
+    /// None is 0, unless whoever routes the call knows another.
+    pub priority: Option<u8>,
+    /// Where it goes, as far as somebody said. Not a part of the message.
+    pub queue: Option<String>,
+    pub exchange: Option<String>,
+    pub routing_key: Option<String>,
     /// Headers of the application's own.
     pub headers: Headers,
     /// Who publishes, such as `gen123@host`.
     pub origin: String,
+    /// None for a call that nothing led to: it is its own root.
+    pub root_id: Option<String>,
+    pub parent_id: Option<String>,
+    pub group_id: Option<String>,
+    pub group_index: Option<i64>,
+    pub retries: u32,
+    /// None is the id.
+    pub correlation_id: Option<String>,
+    pub reply_to: Option<String>,
+    pub serializer: Serializer,
+    pub signing: Signing,
+    pub compression: Option<Compression>,
+    /// A name to show instead of the task's.
+    pub shadow: Option<String>,
+    pub replaced_task_nesting: u32,
+    /// The message need not outlive its broker.
+    pub transient: bool,
+    /// What to show instead of the arguments.
+    pub argsrepr: Option<String>,
+    pub kwargsrepr: Option<String>,
+    pub stamped_headers: Vec<String>,
+    pub stamps: Map<String, Value>,
+    /// What is to follow.
+    pub embed: Embed,
+}
+
+/// Whether a call's body is signed.
+#[derive(Clone, Debug, Default)]
+pub enum Signing {
+    #[default]
+    No,
+    /// Whoever described the call wants it to be; whoever sends it has to know by whom, since until then it is not.
+    Wanted,
+    By(Arc<Signer>),
+}
+
+impl Signing {
+    fn signer(&self) -> Option<&Signer> {
+        match self {
+            Self::No | Self::Wanted => None,
+            Self::By(signer) => Some(signer),
+        }
+    }
 }
 
 impl Call {
@@ -30,58 +87,87 @@ impl Call {
         Self { task: task.into(), id: uuid::Uuid::new_v4().to_string(), ..Self::default() }
     }
 
-    /// The message as `now`'s Celery client would publish it.
+    /// With these arguments by position.
+    pub fn with_args<T: Serialize>(self, args: impl IntoIterator<Item = T>) -> Self {
+        Self { args: args.into_iter().map(|argument| text::raw(&argument)).collect(), ..self }
+    }
+
+    /// With these arguments by name.
+    pub fn with_kwargs<T: Serialize>(self, kwargs: impl IntoIterator<Item = (String, T)>) -> Self {
+        Self { kwargs: kwargs.into_iter().map(|(name, argument)| (name, text::raw(&argument))).collect(), ..self }
+    }
+
+    /// The message as `now`'s Celery client would publish it. Arguments that the serialiser cannot say
+    /// ([`Serializer::encode`]) are sent as JSON, which every worker accepts.
     pub fn message(&self, now: Timestamp) -> Message {
+        let body = Body { args: text::raw(&self.args), kwargs: text::raw(&self.kwargs), embed: self.embed.clone() };
+        let mut headers = self.headers.clone();
+        headers.extend(self.own_headers(&body));
+        let written = Written::new(body.encode(), self.serializer, self.signing.signer());
+        let body = match self.compression {
+            None => written.bytes,
+            Some(compression) => {
+                headers.insert("compression".to_owned(), compression.content_type().into());
+                compression.compress(&written.bytes)
+            }
+        };
+        let properties = Properties {
+            content_type: Some(written.content_type.to_owned()),
+            content_encoding: Some(written.content_encoding.to_owned()),
+            delivery_mode: Some(if self.transient { 1 } else { 2 }),
+            priority: Some(self.priority.unwrap_or(0)),
+            correlation_id: Some(self.correlation_id.clone().unwrap_or_else(|| self.id.clone())),
+            reply_to: self.reply_to.clone(),
+            expiration: self.expires.and_then(|expires| milliseconds_until(expires, now)),
+            ..Properties::default()
+        };
+        Message { headers, properties, body: body.into() }
+    }
+
+    /// Celery's (`celery/app/amqp.py`, `as_task_v2`).
+    fn own_headers(&self, body: &Body) -> Headers {
+        let shown =
+            |given: &Option<String>, raw: fn(&RawValue) -> String, part| given.clone().unwrap_or_else(|| raw(part));
+        // Of the names that are not there, Celery makes null.
+        let stamped_headers = Some(&self.stamped_headers).filter(|names| !names.is_empty());
         let own = json!({
             "lang": "rust",
             "task": self.task,
             "id": self.id,
-            "shadow": null,
+            "shadow": self.shadow,
             "eta": self.eta.map(time::format),
             "expires": self.expires.map(time::format),
-            "group": null,
-            "group_index": null,
-            "retries": 0,
-            "timelimit": [seconds(self.time_limit.hard), seconds(self.time_limit.soft)],
-            "root_id": self.id,
-            "parent_id": null,
-            "argsrepr": repr::args(&self.args),
-            "kwargsrepr": repr::kwargs(&self.kwargs),
+            "group": self.group_id,
+            "group_index": self.group_index,
+            "retries": self.retries,
+            "timelimit": self.time_limit.to_json(),
+            "root_id": self.root_id.as_ref().unwrap_or(&self.id),
+            "parent_id": self.parent_id,
+            "argsrepr": shown(&self.argsrepr, repr::raw_args, &body.args),
+            "kwargsrepr": shown(&self.kwargsrepr, repr::raw_kwargs, &body.kwargs),
             "origin": self.origin,
             "ignore_result": self.ignore_result,
-            "replaced_task_nesting": 0,
-            "stamped_headers": null,
-            "stamps": {},
+            "replaced_task_nesting": self.replaced_task_nesting,
+            "stamped_headers": stamped_headers,
+            "stamps": self.stamps,
         });
-        let mut headers = self.headers.clone();
-        headers.extend(own.as_object().expect("the literal above is an object").clone());
-        let body = Body {
-            args: to_raw_value(&self.args).expect("JSON values always serialise"),
-            kwargs: to_raw_value(&self.kwargs).expect("JSON values always serialise"),
-            embed: Embed::default(),
-        };
-        let properties = Properties {
-            priority: Some(self.priority),
-            correlation_id: Some(self.id.clone()),
-            expiration: self.expires.and_then(|expires| milliseconds_until(expires, now)),
-            ..Properties::persistent_json()
-        };
-        Message { headers, properties, body: body.encode().into() }
+        match own {
+            Value::Object(own) => own,
+            _ => Headers::new(),
+        }
     }
 }
 
-/// Celery's clients send whole seconds as integers.
-fn seconds(limit: Option<f64>) -> Value {
-    match limit {
-        None => Value::Null,
-        Some(limit) if limit.fract() == 0.0 && limit < 9e15 => Value::from(limit as i64),
-        Some(limit) => Value::from(limit),
+impl TimeLimit {
+    /// The header.
+    pub(crate) fn to_json(self) -> Value {
+        json!([self.hard.map(time::seconds), self.soft.map(time::seconds)])
     }
 }
 
 /// The AMQP `expiration` property; what is past expires at once. None for more milliseconds than RabbitMQ takes
 /// (about 50 days): the header tells the worker all the same.
-fn milliseconds_until(expires: Timestamp, now: Timestamp) -> Option<String> {
+pub(crate) fn milliseconds_until(expires: Timestamp, now: Timestamp) -> Option<String> {
     let left = expires.duration_since(now).max(SignedDuration::ZERO);
     u32::try_from(left.as_millis()).ok().map(|left| left.to_string())
 }
@@ -97,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_call_has_the_headers_that_celery_sends() {
-        let call = Call { args: vec![json!(2), json!(2)], ..Call::new("tasks.add") };
+        let call = Call::new("tasks.add").with_args([2, 2]);
         let message = call.message(now());
         // golden/01_amqp_task_messages/01_plain_send_task.json
         let golden = [

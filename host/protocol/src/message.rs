@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 /// Application headers; an AMQP field table and a kombu envelope's `headers` both become this.
 pub type Headers = Map<String, Value>;
 
-/// The content type of every message that rtask publishes.
+/// The content type of what is neither signed nor made with another serialiser.
 pub const JSON: &str = "application/json";
 
 /// One message as it travels, whatever the broker.

@@ -1,8 +1,16 @@
 //! What a result backend keeps of a task (`celery/backends/base.py`, `_get_result_meta`).
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error},
+    ser::SerializeMap,
+};
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::{Exception, Request, json};
 
 /// The states that Celery knows; a task may set others of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,66 +52,71 @@ impl State {
     }
 }
 
-/// The stored form of a raised exception; clients rebuild the class from the three.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Exception {
-    pub exc_type: String,
-    /// The exception's arguments.
-    pub exc_message: Vec<Value>,
-    pub exc_module: Option<String>,
-}
-
-impl Exception {
-    pub fn new(module: &str, kind: &str, arguments: Vec<Value>) -> Self {
-        Self { exc_type: kind.to_owned(), exc_message: arguments, exc_module: Some(module.to_owned()) }
-    }
-
-    /// One of Python's own, such as `TypeError`.
-    pub fn builtin(kind: &str, message: impl Into<String>) -> Self {
-        Self::new("builtins", kind, vec![Value::from(message.into())])
-    }
-
-    /// One that only rtask raises. No Python module has this name, so that Celery's clients make a class of
-    /// the type's name on the fly.
-    pub fn rtask(kind: &str, message: impl Into<String>) -> Self {
-        Self::new("rtask.exceptions", kind, vec![Value::from(message.into())])
-    }
-
-    pub fn not_registered(task: &str) -> Self {
-        Self::new("celery.exceptions", "NotRegistered", vec![Value::from(task)])
-    }
-
-    pub fn revoked(reason: &str) -> Self {
-        Self::new("celery.exceptions", "TaskRevokedError", vec![Value::from(reason)])
-    }
-
-    pub fn rejected(reason: &str, requeue: bool) -> Self {
-        Self::new("celery.exceptions", "Reject", vec![Value::from(reason), Value::from(requeue)])
-    }
-
-    pub fn worker_lost(message: impl Into<String>) -> Self {
-        Self::new("billiard.exceptions", "WorkerLostError", vec![Value::from(message.into())])
-    }
-
-    /// `seconds` is what the limit was, a whole number where it is one, as Celery stores it.
-    pub fn time_limit_exceeded(seconds: f64) -> Self {
-        let whole = seconds.fract() == 0.0 && seconds < 9e15;
-        let limit = if whole { Value::from(seconds as i64) } else { Value::from(seconds) };
-        Self::new("billiard.exceptions", "TimeLimitExceeded", vec![limit])
-    }
-}
-
-/// One task's entry in the result backend. The field order is that of Celery's JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// One task's entry in the result backend.
+#[derive(Clone, Debug)]
 pub struct Record {
     pub status: State,
     pub result: Box<RawValue>,
     pub traceback: Option<String>,
-    #[serde(default)]
+    /// What [`Child`]ren make of it; null in a record that remote control wrote.
     pub children: Value,
     /// Celery's ISO 8601 text; none until the task is done.
     pub date_done: Option<String>,
+    pub group_id: Option<String>,
+    pub parent_id: Option<String>,
+    /// None unless `result_extended` is set.
+    pub extended: Option<Extended>,
     pub task_id: String,
+}
+
+/// What `result_extended` adds (golden/03_result_backend_redis, files 50 to 52).
+#[derive(Clone, Debug)]
+pub struct Extended {
+    pub name: String,
+    pub args: Box<RawValue>,
+    pub kwargs: Box<RawValue>,
+    /// Node name.
+    pub worker: String,
+    pub retries: u32,
+    /// The routing key, which is the queue's name for most.
+    pub queue: String,
+    pub stamped_headers: Vec<String>,
+    pub stamps: Map<String, Value>,
+}
+
+impl Extended {
+    pub fn of(request: &Request, worker: &str, queue: &str) -> Self {
+        Self {
+            name: request.task.clone(),
+            args: request.body.args.clone(),
+            kwargs: request.body.kwargs.clone(),
+            worker: worker.to_owned(),
+            retries: request.retries,
+            queue: queue.to_owned(),
+            stamped_headers: request.stamped_headers.clone(),
+            stamps: request.stamps.clone(),
+        }
+    }
+}
+
+/// A task, or a group of them, that another task sent (`celery/result.py`, `as_tuple`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Child {
+    Task(String),
+    Group { id: String, members: Vec<String> },
+}
+
+impl Child {
+    /// `[[id, parent], members]`; neither ever has a parent here.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Task(id) => json!([[id, null], null]),
+            Self::Group { id, members } => {
+                let members: Vec<_> = members.iter().map(|id| json!([[id, null], null])).collect();
+                json!([[id, null], members])
+            }
+        }
+    }
 }
 
 impl Record {
@@ -112,16 +125,24 @@ impl Record {
     }
 
     pub fn failure(task_id: &str, exception: &Exception, traceback: Option<String>, done: Timestamp) -> Self {
-        Self::ended(State::Failure, task_id, raw(exception), traceback, done)
+        Self::ended(State::Failure, task_id, json::raw(exception), traceback, done)
     }
 
+    /// `reason` is `revoked`, `terminated` or `expired`.
     pub fn revoked(task_id: &str, reason: &str, done: Timestamp) -> Self {
-        Self::ended(State::Revoked, task_id, raw(&Exception::revoked(reason)), None, done)
+        Self::ended(State::Revoked, task_id, json::raw(&Exception::revoked(reason)), None, done)
+    }
+
+    /// The task will run again. Its own id is among its children, as Celery has it
+    /// (golden/03_result_backend_redis/04_retry_then_success.json).
+    pub fn retry(task_id: &str, cause: Option<&Exception>, traceback: Option<String>) -> Self {
+        let retry = Self::unfinished(State::Retry, task_id, json::raw(&cause));
+        Self { traceback, ..retry }.with_children(&[Child::Task(task_id.to_owned())])
     }
 
     /// `pid` and `hostname` are the worker's.
     pub fn started(task_id: &str, pid: u32, hostname: &str) -> Self {
-        Self::unfinished(State::Started, task_id, raw(&serde_json::json!({ "pid": pid, "hostname": hostname })))
+        Self::unfinished(State::Started, task_id, json::raw(&json!({ "pid": pid, "hostname": hostname })))
     }
 
     /// A state that the task itself set, with its meta.
@@ -130,13 +151,41 @@ impl Record {
     }
 
     fn unfinished(status: State, task_id: &str, result: Box<RawValue>) -> Self {
-        let children = Value::Array(Vec::new());
-        Self { status, result, traceback: None, children, date_done: None, task_id: task_id.to_owned() }
+        Self {
+            status,
+            result,
+            traceback: None,
+            children: Value::Array(Vec::new()),
+            date_done: None,
+            group_id: None,
+            parent_id: None,
+            extended: None,
+            task_id: task_id.to_owned(),
+        }
     }
 
     fn ended(status: State, task_id: &str, result: Box<RawValue>, traceback: Option<String>, done: Timestamp) -> Self {
         let date_done = Some(crate::time::format(done));
         Self { traceback, date_done, ..Self::unfinished(status, task_id, result) }
+    }
+
+    /// With the group and the parent that the request tells of, as Celery stores them in every state.
+    pub fn of(self, request: &Request) -> Self {
+        Self { group_id: request.group.clone(), parent_id: request.parent_id.clone(), ..self }
+    }
+
+    /// With more children.
+    pub fn with_children(mut self, children: &[Child]) -> Self {
+        let mut all = match self.children.take() {
+            Value::Array(all) => all,
+            _ => Vec::new(),
+        };
+        all.extend(children.iter().map(Child::to_json));
+        Self { children: Value::Array(all), ..self }
+    }
+
+    pub fn with_extended(self, extended: Extended) -> Self {
+        Self { extended: Some(extended), ..self }
     }
 
     /// The bytes that go into the store.
@@ -150,8 +199,110 @@ impl Record {
     }
 }
 
-fn raw<T: Serialize>(value: &T) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value).expect("plain values always serialise")
+/// In the order of Celery's JSON. Stamps stand beside the fields, which they never replace.
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("status", &self.status)?;
+        map.serialize_entry("result", &self.result)?;
+        map.serialize_entry("traceback", &self.traceback)?;
+        map.serialize_entry("children", &self.children)?;
+        map.serialize_entry("date_done", &self.date_done)?;
+        for (name, id) in [("group_id", &self.group_id), ("parent_id", &self.parent_id)] {
+            if let Some(id) = id {
+                map.serialize_entry(name, id)?;
+            }
+        }
+        if let Some(extended) = &self.extended {
+            map.serialize_entry("name", &extended.name)?;
+            map.serialize_entry("args", &extended.args)?;
+            map.serialize_entry("kwargs", &extended.kwargs)?;
+            map.serialize_entry("worker", &extended.worker)?;
+            map.serialize_entry("retries", &extended.retries)?;
+            map.serialize_entry("queue", &extended.queue)?;
+            if !extended.stamps.is_empty() {
+                map.serialize_entry("stamped_headers", &extended.stamped_headers)?;
+            }
+            for (name, stamp) in extended.stamps.iter().filter(|(name, _)| !FIELDS.contains(&name.as_str())) {
+                map.serialize_entry(name, stamp)?;
+            }
+        }
+        map.serialize_entry("task_id", &self.task_id)?;
+        map.end()
+    }
+}
+
+const FIELDS: [&str; 15] = [
+    "status",
+    "result",
+    "traceback",
+    "children",
+    "date_done",
+    "group_id",
+    "parent_id",
+    "name",
+    "args",
+    "kwargs",
+    "worker",
+    "retries",
+    "queue",
+    "stamped_headers",
+    "task_id",
+];
+
+/// From JSON alone. Fields that other programs added are passed over, and so is an extension that is not whole.
+impl<'de> Deserialize<'de> for Record {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields = HashMap::<String, Box<RawValue>>::deserialize(deserializer)?;
+        let extended = extended(&fields);
+        Ok(Self {
+            status: required(&mut fields, "status")?,
+            result: fields.remove("result").unwrap_or_else(|| json::raw(&())),
+            traceback: optional(&mut fields, "traceback")?,
+            children: optional(&mut fields, "children")?.unwrap_or_default(),
+            date_done: optional(&mut fields, "date_done")?,
+            group_id: optional(&mut fields, "group_id")?,
+            parent_id: optional(&mut fields, "parent_id")?,
+            task_id: required(&mut fields, "task_id")?,
+            extended,
+        })
+    }
+}
+
+fn required<T: DeserializeOwned, E: Error>(
+    fields: &mut HashMap<String, Box<RawValue>>,
+    name: &'static str,
+) -> Result<T, E> {
+    optional(fields, name)?.ok_or_else(|| E::missing_field(name))
+}
+
+fn optional<T: DeserializeOwned, E: Error>(
+    fields: &mut HashMap<String, Box<RawValue>>,
+    name: &'static str,
+) -> Result<Option<T>, E> {
+    let Some(field) = fields.remove(name) else {
+        return Ok(None);
+    };
+    serde_json::from_str(field.get()).map_err(|error| E::custom(format_args!("{name}: {error}")))
+}
+
+fn extended(fields: &HashMap<String, Box<RawValue>>) -> Option<Extended> {
+    fn read<T: DeserializeOwned>(fields: &HashMap<String, Box<RawValue>>, name: &str) -> Option<T> {
+        serde_json::from_str(fields.get(name)?.get()).ok()
+    }
+    let stamped_headers: Vec<String> = read(fields, "stamped_headers").unwrap_or_default();
+    let stamps = stamped_headers.iter().filter(|name| !FIELDS.contains(&name.as_str()));
+    let stamps = stamps.filter_map(|name| Some((name.clone(), read(fields, name)?))).collect();
+    Some(Extended {
+        name: read(fields, "name")?,
+        args: fields.get("args")?.clone(),
+        kwargs: fields.get("kwargs")?.clone(),
+        worker: read(fields, "worker")?,
+        retries: read(fields, "retries")?,
+        queue: read(fields, "queue")?,
+        stamped_headers,
+        stamps,
+    })
 }
 
 #[cfg(test)]
@@ -199,9 +350,58 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_limit_is_stored_as_a_whole_number() {
-        assert_eq!(Exception::time_limit_exceeded(1.0).exc_message, vec![json!(1)]);
-        assert_eq!(Exception::time_limit_exceeded(0.5).exc_message, vec![json!(0.5)]);
+    fn a_retry_is_not_done_and_has_itself_for_a_child() {
+        let cause = Exception::builtin("RuntimeError", "try again");
+        // golden/03_result_backend_redis/04_retry_then_success.json
+        let expected = json!({"status": "RETRY", "traceback": "Traceback", "children": [[["t", null], null]],
+            "result": {"exc_type": "RuntimeError", "exc_message": ["try again"], "exc_module": "builtins"},
+            "date_done": null, "task_id": "t"});
+        let record = Record::retry("t", Some(&cause), Some("Traceback".into()));
+        assert_eq!(serde_json::from_str::<Value>(&record.encode()).unwrap(), expected);
+        assert_eq!(Record::retry("t", None, None).result.get(), "null");
+    }
+
+    /// golden/03_result_backend_redis, files 17 and 33.
+    #[test]
+    fn children_are_nested_tuples() {
+        let group = Child::Group { id: "g".into(), members: vec!["a".into(), "b".into()] };
+        let result = RawValue::from_string("4".into()).unwrap();
+        let record = Record::success("t", result, done()).with_children(&[Child::Task("c".into()), group]);
+        let expected = json!([[["c", null], null], [["g", null], [[["a", null], null], [["b", null], null]]]]);
+        assert_eq!(record.children, expected);
+    }
+
+    /// golden/03_result_backend_redis/52_result_extended_stamps.json, with a group and a parent besides.
+    #[test]
+    fn an_extended_record_is_celerys_byte_for_byte_and_reads_back() {
+        let golden = concat!(
+            r#"{"status":"SUCCESS","result":2,"traceback":null,"children":[],"#,
+            r#""date_done":"2026-11-24T08:50:42.861827+00:00","group_id":"g","parent_id":"p","name":"tasks.add","#,
+            r#""args":[1, 1],"kwargs":{},"worker":"w1@host1","retries":0,"queue":"celery","#,
+            r#""stamped_headers":["my"],"my":"x","task_id":"t"}"#,
+        );
+        let record: Record = serde_json::from_str(golden).unwrap();
+        assert_eq!(record.extended.as_ref().unwrap().stamps["my"], "x");
+        assert_eq!(record.group_id.as_deref(), Some("g"));
+        assert_eq!(record.encode(), golden);
+    }
+
+    #[test]
+    fn a_stamp_replaces_no_field() {
+        let golden = r#"{"status":"SUCCESS","result":2,"name":"t","args":[],"kwargs":{},"worker":"w","retries":0,
+            "queue":"q","stamped_headers":["status"],"task_id":"t"}"#;
+        let mut record: Record = serde_json::from_str(golden).unwrap();
+        record.extended.as_mut().unwrap().stamps.insert("status".into(), json!("PENDING"));
+        assert_eq!(serde_json::from_str::<Record>(&record.encode()).unwrap().status, State::Success);
+    }
+
+    #[test]
+    fn records_of_other_programs_may_lack_much_and_have_more() {
+        let record: Record =
+            serde_json::from_str(r#"{"status":"REVOKED","children":null,"task_id":"t","odd":[]}"#).unwrap();
+        assert_eq!((record.result.get(), record.children, record.extended.is_none()), ("null", Value::Null, true));
+        assert!(serde_json::from_str::<Record>(r#"{"status":"SUCCESS"}"#).is_err());
+        assert!(serde_json::from_str::<Record>(r#"{"status":5,"task_id":"t"}"#).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Celery's spelling of an instant: ISO 8601 with microseconds and an offset.
 
 use jiff::{Timestamp, civil::DateTime, fmt::temporal::DateTimeParser, tz::TimeZone};
+use serde_json::Value;
 
 /// `2026-11-24T08:50:42.048607+00:00`, as Python's `datetime.isoformat` writes UTC.
 pub fn format(instant: Timestamp) -> String {
@@ -17,6 +18,14 @@ pub fn parse(text: &str) -> Result<Timestamp, jiff::Error> {
         let civil: DateTime = PARSER.parse_datetime(text)?;
         Ok(civil.to_zoned(TimeZone::UTC)?.timestamp())
     })
+}
+
+/// A span as Celery's clients send it: whole seconds are integers.
+pub(crate) fn seconds(span: f64) -> Value {
+    match span.fract() == 0.0 && span.abs() < 9e15 {
+        true => Value::from(span as i64),
+        false => Value::from(span),
+    }
 }
 
 #[cfg(test)]

@@ -7,13 +7,30 @@ use crate::{RegistryError, SharedRegistry, WORKER_LIFETIME, redis::RedisRegistry
 /// A store that has not answered after so long counts as unreachable.
 pub const CONNECT_WITHIN: Duration = Duration::from_millis(4_500);
 
+/// Whom to trust at a `rediss://` URL, and who to be. Files are PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificate authorities; none for those of the system.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate, with the chain above it, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
 /// Connect to the registry at a `redis://`, `rediss://` or `sqlite:PATH` URL. A connection that is lost later is
 /// taken up again by itself.
 ///
 /// # Errors
 /// Within [`CONNECT_WITHIN`]: for an address of no registry, and when the store is down or refuses.
 pub async fn connect(url: &str) -> Result<SharedRegistry, RegistryError> {
-    connect_with(url, WORKER_LIFETIME).await
+    connect_over_tls(url, &Tls::default()).await
+}
+
+/// As [`connect`], with certificates of one's own.
+///
+/// # Errors
+/// See [`connect`], and for a file that cannot be read.
+pub async fn connect_over_tls(url: &str, tls: &Tls) -> Result<SharedRegistry, RegistryError> {
+    within(url, open(url, WORKER_LIFETIME, tls)).await
 }
 
 /// As [`connect`], for tests that wait for workers to expire.
@@ -22,7 +39,14 @@ pub async fn connect(url: &str) -> Result<SharedRegistry, RegistryError> {
 /// See [`connect`].
 #[doc(hidden)]
 pub async fn connect_with(url: &str, worker_lifetime: Duration) -> Result<SharedRegistry, RegistryError> {
-    match tokio::time::timeout(CONNECT_WITHIN, open(url, worker_lifetime)).await {
+    within(url, open(url, worker_lifetime, &Tls::default())).await
+}
+
+async fn within(
+    url: &str,
+    opening: impl Future<Output = Result<SharedRegistry, RegistryError>>,
+) -> Result<SharedRegistry, RegistryError> {
+    match tokio::time::timeout(CONNECT_WITHIN, opening).await {
         Ok(registry) => registry,
         Err(_) => Err(RegistryError::Unreachable {
             url: without_password(url),
@@ -31,9 +55,9 @@ pub async fn connect_with(url: &str, worker_lifetime: Duration) -> Result<Shared
     }
 }
 
-async fn open(url: &str, worker_lifetime: Duration) -> Result<SharedRegistry, RegistryError> {
+async fn open(url: &str, worker_lifetime: Duration, tls: &Tls) -> Result<SharedRegistry, RegistryError> {
     match url.split_once(':') {
-        Some(("redis" | "rediss", _)) => Ok(Arc::new(RedisRegistry::connect(url, worker_lifetime).await?)),
+        Some(("redis" | "rediss", _)) => Ok(Arc::new(RedisRegistry::connect(url, worker_lifetime, tls).await?)),
         Some(("sqlite", "" | ":memory:")) => Err(address(url, "it must name a file, since processes meet in it")),
         Some(("sqlite", path)) => Ok(Arc::new(SqliteRegistry::open(PathBuf::from(path), worker_lifetime).await?)),
         Some(_) | None => Err(address(url, "it must begin with redis://, rediss:// or sqlite:PATH")),
@@ -45,14 +69,17 @@ fn address(url: &str, reason: &str) -> RegistryError {
 }
 
 /// A URL fit for messages and logs: without its password, and without its query, which may hold secrets too.
+///
+/// A password that was not percent-encoded may hold a slash, so the last `@` ends it, wherever that is. It may hold a
+/// question mark, too: if there is an `@` behind one, only what is certainly no password is told.
 pub(crate) fn without_password(url: &str) -> String {
-    let url = url.split_once('?').map_or(url, |(before, _)| before);
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+    let (before, query) = url.split_once('?').unwrap_or((url, ""));
+    let Some((scheme, rest)) = before.split_once("://") else {
+        return before.to_owned();
     };
-    // A password that was not percent-encoded may hold a slash, so the last `@` ends it, wherever that is.
+    let rest = if query.contains('@') { rest.split(':').next().unwrap_or_default() } else { rest };
     let Some((user_info, host)) = rest.rsplit_once('@') else {
-        return url.to_owned();
+        return format!("{scheme}://{rest}");
     };
     match user_info.split(':').next() {
         None | Some("") => format!("{scheme}://{host}"),
@@ -95,6 +122,7 @@ mod tests {
             ("redis://user:secret@host:1/0", "redis://user@host:1/0"),
             ("redis://user:se/cr@t@host", "redis://user@host"),
             ("rediss://:secret@host/0", "rediss://host/0"),
+            ("redis://user:se?cr@t@host", "redis://user"),
             ("redis://host/0?password=secret", "redis://host/0"),
             ("sqlite:.rtask/a@b.db", "sqlite:.rtask/a@b.db"),
         ];

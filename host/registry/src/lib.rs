@@ -21,7 +21,7 @@ pub mod redis;
 pub mod sqlite;
 mod workers;
 
-pub use connect::connect;
+pub use connect::{Tls, connect, connect_over_tls};
 pub use error::RegistryError;
 pub use manifest::Manifest;
 pub use module::{Deployment, Digest, Module, Version, WorkerStatus};

@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct Limits {
     /// Wall time of instantiation, run and post-return together.
     pub time: Duration,
+    /// When the run is told to come to an end. One that does not listen is ended a second later. None is the same as
+    /// one that `time` does not leave room for.
+    pub soft_time: Option<Duration>,
     /// Bytes, summed over all linear memories.
     pub memory: u64,
     /// Elements, summed over all tables.
     pub table_elements: u64,
-    /// Bytes of the result's JSON.
+    /// Bytes of the result's JSON, or of the options of a retry.
     pub result: u64,
     /// Bytes of an exception's parts, together; longer ones are cut.
     pub exception: u64,
@@ -22,12 +25,16 @@ pub struct Limits {
     /// States that the task sets itself: how many, and bytes together.
     pub states: u32,
     pub states_size: u64,
+    /// Tasks that the task sends: how many, and bytes of each one's signature.
+    pub sends: u32,
+    pub send_size: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             time: Duration::from_secs(300),
+            soft_time: None,
             memory: 64 << 20,
             table_elements: 100_000,
             result: 16 << 20,
@@ -35,6 +42,8 @@ impl Default for Limits {
             log: 64 << 10,
             states: 1_000,
             states_size: 1 << 20,
+            sends: 1_000,
+            send_size: 4 << 20,
         }
     }
 }
@@ -60,12 +69,30 @@ pub struct Exception {
     pub traceback: Option<String>,
 }
 
+impl Exception {
+    /// What a guest is told when nobody takes its question.
+    pub(crate) fn unanswered() -> Self {
+        Self {
+            kind: "RuntimeError".to_owned(),
+            module: Some("builtins".to_owned()),
+            arguments: r#"["the worker did not answer"]"#.to_owned(),
+            traceback: None,
+        }
+    }
+}
+
 /// Every way in which a run ends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Exit {
     /// JSON, as far as the guest is to be believed.
     Returned(String),
     Raised(Exception),
+    /// The task asks to be run again.
+    Retry {
+        cause: Option<Exception>,
+        /// A JSON object, as far as the guest is to be believed; see `retry-request` in sdk/wit/task.wit.
+        options: String,
+    },
     Rejected {
         reason: String,
         requeue: bool,
@@ -78,6 +105,8 @@ pub enum Exit {
         panicked: Option<Exception>,
     },
     Exceeded(Limit),
+    /// It was ended from outside ([`crate::Run::cancel`]).
+    Cancelled,
     /// The runner process died under it.
     Lost(String),
 }
@@ -86,6 +115,8 @@ pub enum Exit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Limit {
     Time(Duration),
+    /// The run had not asked for it, so that nobody could tell it.
+    SoftTime(Duration),
     /// Bytes.
     Memory(u64),
     /// Elements.
@@ -98,6 +129,10 @@ pub enum Limit {
     States(u32),
     /// Bytes of these.
     StatesSize(u64),
+    /// Tasks sent.
+    Sends(u32),
+    /// Bytes of one of these.
+    SendSize(u64),
 }
 
 /// Severity of a guest's log line.
@@ -122,3 +157,13 @@ pub enum Notice {
         meta: String,
     },
 }
+
+/// What a run asks of its host, and waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// Send a task: a signature in JSON, as far as the guest is to be believed. The answer is the new task's id.
+    Send(String),
+}
+
+/// What a host answers: a text, or an exception that is raised in the guest.
+pub type Answer = Result<String, Exception>;

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::{Exit, Job, Limits, Notice};
+use crate::{Answer, Ask, Exit, Job, Limits, Notice};
 
 /// What a notice counts for beside its text, against the limits of its run (bytes).
 pub(crate) const NOTICE_COST: u64 = 64;
@@ -30,6 +30,15 @@ pub(crate) enum Order {
         component: u32,
         limits: Limits,
     },
+    /// End a run, wherever it is; one that has ended is none.
+    Cancel {
+        run: u64,
+    },
+    /// What a run asked for; it waits for nothing else meanwhile, so that the two need no number.
+    Answer {
+        run: u64,
+        answer: Answer,
+    },
     /// Forget a component; runs that began with it end on it.
     Unload {
         component: u32,
@@ -45,6 +54,10 @@ pub(crate) enum Report {
         run: u64,
         notice: Notice,
     },
+    Ask {
+        run: u64,
+        ask: Ask,
+    },
     Exit {
         run: u64,
         exit: Exit,
@@ -59,7 +72,7 @@ pub(crate) struct Load {
 
 /// The answer on the modules socket, to the component of the same number.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct LoadAnswer {
     pub component: u32,
     pub loaded: Loaded,
 }
@@ -68,6 +81,8 @@ pub(crate) struct Answer {
 pub(crate) enum Loaded {
     Ready,
     NoHandler,
+    /// It exports the handler of another version of the contract: this one.
+    OtherVersion(String),
     Refused(String),
 }
 

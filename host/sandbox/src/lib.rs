@@ -11,6 +11,7 @@
 pub mod child;
 mod code;
 mod compiler;
+mod contract;
 mod engine;
 mod exit;
 mod frames;
@@ -25,10 +26,10 @@ use tokio::sync::Semaphore;
 
 pub use code::{CacheError, Code};
 pub use compiler::{CompileError, CompileLimits};
-pub use exit::{Exception, Exit, Job, Level, Limit, Limits, Notice};
+pub use exit::{Answer, Ask, Exception, Exit, Job, Level, Limit, Limits, Notice};
 pub use frames::MAX_PAYLOAD;
 pub use privileges::Account;
-pub use runner::{ComponentId, Event, LoadError, Run, Runner, RunnerError};
+pub use runner::{ComponentId, Event, LoadError, Question, Run, Runner, RunnerError};
 
 /// How children are started and what they may use.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
-use crate::{Exit, Job, Limit, Limits, Sandbox, engine};
+use crate::{Exit, Job, Limit, Limits, Sandbox, contract, engine};
 
 /// What [`run`] saw.
 #[derive(Clone, Debug, Serialize)]
@@ -80,15 +80,13 @@ pub fn component(core: &str) -> Result<Vec<u8>, String> {
     let text = |error: &dyn std::fmt::Display| format!("{error:#}");
     let mut module = wat::parse_str(core).map_err(|error| text(&error))?;
     let mut resolve = Resolve::default();
-    let package = resolve.push_str("task.wit", CONTRACT).map_err(|error| text(&error))?;
+    let package = resolve.push_str("task.wit", contract::TEXT).map_err(|error| text(&error))?;
     let world = resolve.select_world(&[package], Some("task")).map_err(|error| text(&error))?;
     wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
         .map_err(|error| text(&error))?;
     let mut encoder = ComponentEncoder::default().validate(true).module(&module).map_err(|error| text(&error))?;
     encoder.encode().map_err(|error| text(&error))
 }
-
-const CONTRACT: &str = include_str!("../../../sdk/wit/task.wit");
 
 /// Task `spin` (or any other of four letters starting with `s`) never ends; all others return their payload.
 pub const ECHO_OR_SPIN: &str = r#"
@@ -109,10 +107,10 @@ pub const ECHO_OR_SPIN: &str = r#"
         unreachable))
     (local.get $at))
 
-  (func (export "rtask:task/handler@0.1.0#describe") (result i32)
+  (func (export "rtask:task/handler@0.2.0#describe") (result i32)
     (i32.const 8))
 
-  (func (export "rtask:task/handler@0.1.0#run")
+  (func (export "rtask:task/handler@0.2.0#run")
     (param $task i32) (param i32) (param $payload i32) (param $length i32) (result i32)
     (if (i32.eq (i32.load8_u (local.get $task)) (i32.const 115)) (then (loop $for_ever (br $for_ever))))
     ;; The case ok, then the payload itself as the result.

@@ -1,5 +1,7 @@
 //! Whether a request may run: a pure function of the request, a few facts, and now.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rtask_protocol::Request;
 
@@ -7,7 +9,12 @@ use rtask_protocol::Request;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Run,
+    /// Wait for it here.
     Hold {
+        until: Timestamp,
+    },
+    /// Give it back to the broker until then.
+    Postpone {
         until: Timestamp,
     },
     /// It is not to run, and that is in order.
@@ -19,11 +26,12 @@ pub(crate) enum Admission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     Expired,
+    Revoked,
     /// An earlier attempt stored its success and was cut off before the ack.
     AlreadyDone,
 }
 
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("no deployed module has a task of this name")]
     NotRegistered,
@@ -34,6 +42,8 @@ pub(crate) enum Refusal {
     /// To run the task and drop what is to follow would leave somebody waiting for ever.
     #[error("the message asks for a follow-up (`{0}`), which this version of rtask does not send")]
     FollowUp(&'static str),
+    #[error("the message asks for a follow-up that cannot be sent: {0}")]
+    BadFollowUp(String),
 }
 
 impl Refusal {
@@ -43,26 +53,31 @@ impl Refusal {
             Self::NotRegistered => "not-registered",
             Self::NotLoaded(_) => "module-not-loaded",
             Self::TooManyAttempts { .. } => "delivery-limit",
-            Self::FollowUp(_) => "follow-up",
+            Self::FollowUp(_) | Self::BadFollowUp(_) => "follow-up",
         }
     }
 }
 
 /// What is known of a delivery besides its request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts {
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
     pub registered: bool,
     pub succeeded: bool,
+    pub revoked: bool,
+    /// Why what is to follow the task cannot be sent.
+    pub follow_up_refused: Option<&'a Refusal>,
+    /// The longest time to wait for an ETA here.
+    pub horizon: Duration,
 }
 
-/// Decide, in Celery's order (`celery/worker/strategy.py`, `task_message_handler`): unknown before expired, expired
-/// before held.
-pub(crate) fn admit(request: &Request, facts: &Facts, now: Timestamp) -> Admission {
+/// Decide, in Celery's order (`celery/worker/strategy.py`, `task_message_handler`): unknown before expired and revoked, and
+/// these before held.
+pub(crate) fn admit(request: &Request, facts: &Facts<'_>, now: Timestamp) -> Admission {
     if !facts.registered {
         return Admission::Refuse(Refusal::NotRegistered);
     }
-    if let Some(follow_up) = request.body.embed.first() {
-        return Admission::Refuse(Refusal::FollowUp(follow_up));
+    if let Some(refusal) = facts.follow_up_refused {
+        return Admission::Refuse(refusal.clone());
     }
     if facts.succeeded {
         return Admission::Drop(Reason::AlreadyDone);
@@ -70,9 +85,15 @@ pub(crate) fn admit(request: &Request, facts: &Facts, now: Timestamp) -> Admissi
     if request.expires.is_some_and(|expires| now > expires) {
         return Admission::Drop(Reason::Expired);
     }
+    if facts.revoked {
+        return Admission::Drop(Reason::Revoked);
+    }
     match request.eta {
+        Some(eta) if eta.duration_since(now).unsigned_abs() > facts.horizon && eta > now => {
+            Admission::Postpone { until: eta }
+        }
         Some(eta) if eta > now => Admission::Hold { until: eta },
-        _ => Admission::Run,
+        Some(_) | None => Admission::Run,
     }
 }
 
@@ -92,51 +113,54 @@ mod tests {
         Request::decode(&call.message(now()), 1024).unwrap()
     }
 
+    const USUAL: Facts<'_> = Facts {
+        registered: true,
+        succeeded: false,
+        revoked: false,
+        follow_up_refused: None,
+        horizon: Duration::from_secs(5),
+    };
+
     #[test]
     fn requests_are_admitted_by_what_is_known_of_them() {
-        let usual = Facts { registered: true, succeeded: false };
-        let until = now() + SignedDuration::from_secs(9);
+        let at = |seconds| now() + SignedDuration::from_secs(seconds);
+        let bad = Refusal::FollowUp("chain");
         let rows = [
-            ("a plain request runs", request(None, None), usual, Admission::Run),
-            ("an eta that has passed is no reason to wait", request(Some(-1), None), usual, Admission::Run),
-            ("an eta to come is waited for", request(Some(9), None), usual, Admission::Hold { until }),
-            ("expired", request(None, Some(-1)), usual, Admission::Drop(Reason::Expired)),
-            ("expired before its eta", request(Some(9), Some(-1)), usual, Admission::Drop(Reason::Expired)),
-            ("not yet expired", request(None, Some(1)), usual, Admission::Run),
+            ("a plain request runs", request(None, None), USUAL, Admission::Run),
+            ("an eta that has passed is no reason to wait", request(Some(-1), None), USUAL, Admission::Run),
+            ("one long ago neither", request(Some(-9), None), USUAL, Admission::Run),
+            ("an eta close by is waited for", request(Some(5), None), USUAL, Admission::Hold { until: at(5) }),
+            ("one further ahead is not", request(Some(6), None), USUAL, Admission::Postpone { until: at(6) }),
+            ("expired", request(None, Some(-1)), USUAL, Admission::Drop(Reason::Expired)),
+            ("expired before its eta", request(Some(9), Some(-1)), USUAL, Admission::Drop(Reason::Expired)),
+            ("not yet expired", request(None, Some(1)), USUAL, Admission::Run),
+            (
+                "revoked before its eta",
+                request(Some(9), None),
+                Facts { revoked: true, ..USUAL },
+                Admission::Drop(Reason::Revoked),
+            ),
             (
                 "unknown, though expired",
                 request(None, Some(-1)),
-                Facts { registered: false, ..usual },
+                Facts { registered: false, ..USUAL },
                 Admission::Refuse(Refusal::NotRegistered),
             ),
             (
                 "a success that was not acked",
                 request(None, None),
-                Facts { succeeded: true, ..usual },
+                Facts { succeeded: true, ..USUAL },
                 Admission::Drop(Reason::AlreadyDone),
+            ),
+            (
+                "what cannot be followed up is refused rather than cut short",
+                request(None, None),
+                Facts { follow_up_refused: Some(&bad), ..USUAL },
+                Admission::Refuse(bad.clone()),
             ),
         ];
         for (name, request, facts, expected) in rows {
             assert_eq!(admit(&request, &facts, now()), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn a_message_with_a_follow_up_is_refused_rather_than_cut_short() {
-        let facts = Facts { registered: true, succeeded: false };
-        for (embed, follow_up) in [
-            (r#"{"chain": [{"task": "next"}], "callbacks": null}"#, "chain"),
-            (r#"{"callbacks": [{"task": "next"}]}"#, "callbacks"),
-            (r#"{"errbacks": [{"task": "next"}]}"#, "errbacks"),
-            (r#"{"chord": {"task": "next"}}"#, "chord"),
-        ] {
-            let mut message = Call::new("t").message(now());
-            message.body = format!("[[], {{}}, {embed}]").into();
-            let request = Request::decode(&message, 1024).unwrap();
-            assert_eq!(admit(&request, &facts, now()), Admission::Refuse(Refusal::FollowUp(follow_up)));
-        }
-        let mut message = Call::new("t").message(now());
-        message.body = r#"[[], {}, {"chain": [], "callbacks": [], "errbacks": null}]"#.into();
-        assert_eq!(admit(&Request::decode(&message, 1024).unwrap(), &facts, now()), Admission::Run);
     }
 }

@@ -53,6 +53,14 @@ impl Catalogue {
         }
     }
 
+    /// Where a task that can be run here at this moment leads.
+    pub(crate) fn ready(&self, task: &str) -> Option<Arc<Route>> {
+        match self.clone().find(task) {
+            Destination::Ready(route) => Some(route),
+            Destination::Unavailable | Destination::Failed(_) | Destination::Unknown => None,
+        }
+    }
+
     /// Wait until something may be found where it was not.
     pub(crate) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {

@@ -279,7 +279,9 @@ async fn load(ports: &Ports, runner: &Runner, digest: Digest, code: Option<Code>
     };
     let component = runner.load(&code).await.map_err(|error| match error {
         LoadError::Lost(_) => Failure::Passing(error.to_string()),
-        LoadError::NoHandler | LoadError::Refused(_) => Failure::Lasting(error.to_string()),
+        LoadError::NoHandler | LoadError::OtherVersion(_) | LoadError::Refused(_) => {
+            Failure::Lasting(error.to_string())
+        }
     })?;
     Ok(Loaded { code, component: Arc::new(component) })
 }

@@ -14,10 +14,15 @@ use self::bindings::{
     exports::rtask::task::handler::{Failure, Guest},
     rtask::task::{
         context,
-        types::{Exception, Rejection},
+        types::{Exception, Rejection, RetryRequest},
     },
 };
-use crate::{Error, error::Ending, log::Level, manifest, registry};
+use crate::{
+    Error,
+    error::{self, Ending},
+    log::Level,
+    manifest, registry,
+};
 
 #[expect(unsafe_code, reason = "the exports of a component are foreign functions; wit-bindgen writes all of it")]
 mod bindings {
@@ -43,12 +48,25 @@ impl Guest for bindings::Module {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error.into_ending() {
-            Ending::Raise(crate::error::Exception { kind, module, arguments, traceback }) => {
-                Self::Failed(Exception { kind, module, arguments, traceback })
+            Ending::Raise(exception) => Self::Failed(exception.into()),
+            Ending::Retry { cause, options } => {
+                Self::Retry(RetryRequest { cause: cause.map(Into::into), options: Value::Object(options).to_string() })
             }
             Ending::Reject { reason, requeue } => Self::Reject(Rejection { reason, requeue }),
             Ending::Ignore => Self::Ignore,
         }
+    }
+}
+
+impl From<error::Exception> for Exception {
+    fn from(error::Exception { kind, module, arguments, traceback }: error::Exception) -> Self {
+        Self { kind, module, arguments, traceback }
+    }
+}
+
+impl From<Exception> for error::Exception {
+    fn from(Exception { kind, module, arguments, traceback }: Exception) -> Self {
+        Self { kind, module, arguments, traceback }
     }
 }
 
@@ -90,8 +108,20 @@ impl Host {
         context::remaining_ms()
     }
 
-    pub(crate) fn sleep(&self, milliseconds: u32) {
-        context::sleep(milliseconds);
+    pub(crate) fn soft_remaining_ms(&self) -> Option<u32> {
+        context::soft_remaining_ms()
+    }
+
+    pub(crate) fn sleep(&self, milliseconds: u32) -> bool {
+        context::sleep(milliseconds)
+    }
+
+    #[track_caller]
+    pub(crate) fn send(&self, signature: &str) -> Result<String, Error> {
+        match context::send(signature) {
+            Ok(id) => Ok(id),
+            Err(exception) => Err(Error::raised_by_host(exception.into())),
+        }
     }
 }
 

@@ -1,49 +1,22 @@
-//! What a task may know of its run, and do in it besides returning.
+//! What a task may do in its run besides returning.
 
-use std::{cell::OnceCell, time::Duration};
+use std::{
+    cell::OnceCell,
+    fmt::{self, Display},
+    time::Duration,
+};
 
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 
-use crate::{Error, host};
+use crate::{Error, Retry, Signature, host, request::Request};
 
-/// This run: who asked for it, what time is left, and how to tell of progress.
+/// This run: who asked for it, what time is left, how to tell of progress, and how to send another task.
 ///
 /// A task that wants it takes `&Context` as its first parameter. Nothing is read from the host before it is asked for.
 pub struct Context {
     pub(crate) host: host::Host,
     request: OnceCell<Request>,
-}
-
-/// The object that `context.request` answers, with Celery's names.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Request {
-    #[serde(deserialize_with = "null_is_default")]
-    id: String,
-    #[serde(deserialize_with = "null_is_default")]
-    task: String,
-    #[serde(deserialize_with = "null_is_default")]
-    retries: u32,
-    root_id: Option<String>,
-    parent_id: Option<String>,
-    group: Option<String>,
-    eta: Option<String>,
-    expires: Option<String>,
-    #[serde(deserialize_with = "null_is_default")]
-    priority: u8,
-    #[serde(deserialize_with = "null_is_default")]
-    hostname: String,
-    #[serde(deserialize_with = "null_is_default")]
-    headers: Map<String, Value>,
-    #[serde(deserialize_with = "null_is_default")]
-    module: String,
-    #[serde(deserialize_with = "null_is_default")]
-    version: u32,
-}
-
-fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl Context {
@@ -55,75 +28,15 @@ impl Context {
         Self { host, request: OnceCell::new() }
     }
 
-    fn request(&self) -> &Request {
+    pub(crate) fn known(&self) -> &Request {
         self.request.get_or_init(|| {
             serde_json::from_str(&self.host.request()).expect("the host tells of a run as task.wit says")
         })
     }
 
-    /// The task's id, by which its result is found.
-    pub fn id(&self) -> &str {
-        &self.request().id
-    }
-
-    /// The name that was called, such as `hello.add`.
-    pub fn task(&self) -> &str {
-        &self.request().task
-    }
-
-    /// How often this task was retried before; 0 in its first run.
-    pub fn retries(&self) -> u32 {
-        self.request().retries
-    }
-
-    /// The id of the first task of the workflow, which may be this one.
-    pub fn root_id(&self) -> Option<&str> {
-        self.request().root_id.as_deref()
-    }
-
-    /// The id of the task that sent this one.
-    pub fn parent_id(&self) -> Option<&str> {
-        self.request().parent_id.as_deref()
-    }
-
-    /// The id of the group that the task is part of.
-    pub fn group(&self) -> Option<&str> {
-        self.request().group.as_deref()
-    }
-
-    /// Not before when the task was to run, in ISO 8601.
-    pub fn eta(&self) -> Option<&str> {
-        self.request().eta.as_deref()
-    }
-
-    /// When the task would not have been run any more, in ISO 8601.
-    pub fn expires(&self) -> Option<&str> {
-        self.request().expires.as_deref()
-    }
-
-    /// The message's priority.
-    pub fn priority(&self) -> u8 {
-        self.request().priority
-    }
-
-    /// The worker's node name, such as `celery@host`.
-    pub fn hostname(&self) -> &str {
-        &self.request().hostname
-    }
-
-    /// The message's headers that are not Celery's own.
-    pub fn headers(&self) -> &Map<String, Value> {
-        &self.request().headers
-    }
-
-    /// The name under which this module is deployed.
-    pub fn module(&self) -> &str {
-        &self.request().module
-    }
-
-    /// The deployed version of this module: 1 for its first.
-    pub fn version(&self) -> u32 {
-        self.request().version
+    /// All that the host tells of the run, as an object with Celery's names.
+    pub fn request(&self) -> Value {
+        serde_json::from_str(&self.host.request()).expect("the host tells of a run as task.wit says")
     }
 
     /// Store a state of the task's own, such as `PROGRESS`; `meta` is what `AsyncResult.info` answers meanwhile.
@@ -141,16 +54,118 @@ impl Context {
         }
     }
 
+    /// Ask for another run of this task, under the same id. What the [`Retry`] leaves open is as in this run, or as
+    /// the task's options say.
+    ///
+    /// ```
+    /// # use std::{io, time::Duration};
+    /// # use rtask::{Context, Error, task};
+    /// # fn fetch(url: &str) -> io::Result<String> { Ok(url.to_owned()) }
+    /// #[task(max_retries = 5)]
+    /// fn load(context: &Context, url: String) -> Result<usize, Error> {
+    ///     match fetch(&url) {
+    ///         Ok(page) => Ok(page.len()),
+    ///         Err(error) => Err(context.retry().cause(error).countdown(Duration::from_secs(5)).into()),
+    ///     }
+    /// }
+    /// ```
+    pub fn retry(&self) -> Retry {
+        Retry::new()
+    }
+
+    /// Send a task, and answer its id once the broker keeps it. The result of this task tells of it as its child.
+    ///
+    /// ```
+    /// # use rtask::{Context, Error, signature, task};
+    /// #[task]
+    /// fn order(context: &Context, item: String) -> Result<String, Error> {
+    ///     context.send("shop.count")?;
+    ///     context.send(signature("shop.pack").args([item]).link("shop.tell").queue("packers"))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `TypeError` for arguments that JSON cannot hold, and what the host answers: the task may not be sent, or the
+    /// broker does not take it.
+    #[track_caller]
+    pub fn send(&self, signature: impl Into<Signature>) -> Result<String, Error> {
+        let json = signature.into().into_json()?;
+        self.host.send(&json.to_string())
+    }
+
     /// What is left until the hard time limit ends this run.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.host.remaining_ms().into())
     }
 
+    /// What is left until the soft time limit, which asks this run to come to an end; zero from then on, none without
+    /// one.
+    ///
+    /// A run that was told, here or by [`check`](Self::check) or [`sleep`](Self::sleep), may go on until the hard limit.
+    /// One that did not ask is ended a second after the soft limit.
+    pub fn soft_remaining(&self) -> Option<Duration> {
+        self.host.soft_remaining_ms().map(|left| Duration::from_millis(left.into()))
+    }
+
+    /// For a loop that computes: `context.check()?` at every turn ends the task in time.
+    ///
+    /// # Errors
+    /// When the soft time limit is over.
+    pub fn check(&self) -> Result<(), SoftTimeLimitExceeded> {
+        match self.host.soft_remaining_ms() {
+            Some(0) => Err(SoftTimeLimitExceeded),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Wait without using the processor, rounded up to milliseconds.
     ///
     /// No more than 49 days at once, which no time limit allows.
-    pub fn sleep(&self, duration: Duration) {
+    ///
+    /// # Errors
+    /// When the soft time limit has passed. The first sleep that meets it ends there, or at once; later ones take
+    /// their time, so that a task can wait while it cleans up.
+    pub fn sleep(&self, duration: Duration) -> Result<(), SoftTimeLimitExceeded> {
         let milliseconds = duration.as_nanos().div_ceil(1_000_000);
-        self.host.sleep(u32::try_from(milliseconds).unwrap_or(u32::MAX));
+        match self.host.sleep(u32::try_from(milliseconds).unwrap_or(u32::MAX)) {
+            true => Err(SoftTimeLimitExceeded),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The soft time limit is over: what is left of the hard one is for coming to an end.
+///
+/// `?` makes it the failure that Celery's clients know, `billiard.exceptions.SoftTimeLimitExceeded`:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use rtask::{Context, Error, task};
+/// #[task(soft_time_limit = 10, time_limit = 12)]
+/// fn count(context: &Context) -> Result<u64, Error> {
+///     let mut count = 0;
+///     while context.check().is_ok() {
+///         count += 1;
+/// #       if count == 3 { break }
+///     }
+///     context.sleep(Duration::from_millis(1))?; // for those who do not catch it
+///     Ok(count)
+/// }
+/// ```
+///
+/// It is no `std::error::Error`, so that it can choose that class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftTimeLimitExceeded;
+
+impl Display for SoftTimeLimitExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the soft time limit is over")
+    }
+}
+
+impl From<SoftTimeLimitExceeded> for Error {
+    #[track_caller]
+    fn from(SoftTimeLimitExceeded: SoftTimeLimitExceeded) -> Self {
+        Self::new("SoftTimeLimitExceeded").module("billiard.exceptions")
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::builtins;
 
@@ -63,6 +63,7 @@ pub struct Error(Box<Ending>);
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
     Raise(Exception),
+    Retry { cause: Option<Exception>, options: Map<String, Value> },
     Reject { reason: String, requeue: bool },
     Ignore,
 }
@@ -91,7 +92,7 @@ impl Error {
         Self::raise(kind.into(), place())
     }
 
-    /// The module of the class, such as `shop.errors`; a rejection has none.
+    /// The module of the class, such as `shop.errors`; only an exception has one.
     #[must_use]
     pub fn module(mut self, module: impl Into<String>) -> Self {
         if let Ending::Raise(exception) = &mut *self.0 {
@@ -100,7 +101,8 @@ impl Error {
         self
     }
 
-    /// The exception's arguments: a tuple, array or `Vec`; anything else is the one argument. A rejection has none.
+    /// The exception's arguments: a tuple, array or `Vec`; anything else is the one argument. Only an
+    /// exception has them.
     #[must_use]
     pub fn args(mut self, arguments: impl Serialize) -> Self {
         if let Ending::Raise(exception) = &mut *self.0 {
@@ -145,6 +147,18 @@ impl Error {
         Self(Box::new(Ending::Ignore))
     }
 
+    /// Run the task again; see [`Retry`](crate::Retry), also for a cause that is no exception.
+    pub(crate) fn retry(options: Map<String, Value>, cause: Option<Self>) -> Self {
+        let cause = match cause.map(|cause| *cause.0) {
+            None => None,
+            Some(Ending::Raise(exception)) => Some(exception),
+            Some(other @ (Ending::Retry { .. } | Ending::Reject { .. } | Ending::Ignore)) => {
+                return Self(Box::new(other));
+            }
+        };
+        Self(Box::new(Ending::Retry { cause, options }))
+    }
+
     /// An exception that comes from no line of the task.
     pub(crate) fn unplaced(kind: &str, message: impl Display) -> Self {
         Self::raise(kind.to_owned(), None).args(message.to_string())
@@ -153,6 +167,16 @@ impl Error {
     fn raise(kind: String, traceback: Option<String>) -> Self {
         let module = builtins::module_of(&kind).map(str::to_owned);
         Self(Box::new(Ending::Raise(Exception { kind, module, arguments: "[]".to_owned(), traceback })))
+    }
+
+    /// What the host raises, from the line that asked it.
+    #[cfg(target_family = "wasm")]
+    #[track_caller]
+    pub(crate) fn raised_by_host(exception: Exception) -> Self {
+        // Not by `or_else`, through which the caller's line would be lost.
+        let here = place();
+        let traceback = exception.traceback.or(here);
+        Self(Box::new(Ending::Raise(Exception { traceback, ..exception })))
     }
 
     #[cfg(target_family = "wasm")]
@@ -177,9 +201,11 @@ impl Display for Error {
     /// As Python would print it, but for the arguments, which are JSON: `ValueError("no", 1)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Ending::Raise(Exception { kind, arguments, .. }) => {
-                let arguments = arguments.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-                write!(f, "{kind}({})", arguments.unwrap_or_default())
+            Ending::Raise(exception) => exception.fmt(f),
+            Ending::Retry { cause, options } => {
+                let options: Vec<_> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                write!(f, "retry({})", options.join(", "))?;
+                cause.iter().try_for_each(|cause| write!(f, ": {cause}"))
             }
             Ending::Reject { reason, requeue: false } => write!(f, "rejected: {reason}"),
             Ending::Reject { reason, requeue: true } => write!(f, "put back: {reason}"),
@@ -188,12 +214,22 @@ impl Display for Error {
     }
 }
 
+impl Display for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arguments = self.arguments.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        write!(f, "{}({})", self.kind, arguments.unwrap_or_default())
+    }
+}
+
 impl fmt::Debug for Error {
     /// With the traceback, for `unwrap` in a test.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Ending::Raise(Exception { traceback: Some(traceback), .. }) => write!(f, "{self}\n{traceback}"),
-            Ending::Raise(_) | Ending::Reject { .. } | Ending::Ignore => write!(f, "{self}"),
+            Ending::Raise(Exception { traceback: Some(traceback), .. })
+            | Ending::Retry { cause: Some(Exception { traceback: Some(traceback), .. }), .. } => {
+                write!(f, "{self}\n{traceback}")
+            }
+            Ending::Raise(_) | Ending::Retry { .. } | Ending::Reject { .. } | Ending::Ignore => write!(f, "{self}"),
         }
     }
 }
@@ -235,12 +271,13 @@ fn class(path: &str) -> (Option<&str>, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Retry;
     use std::collections::BTreeMap;
 
     fn exception(error: Error) -> Exception {
         match *error.0 {
             Ending::Raise(exception) => exception,
-            Ending::Reject { .. } | Ending::Ignore => panic!("{error} is no exception"),
+            Ending::Retry { .. } | Ending::Reject { .. } | Ending::Ignore => panic!("{error} is no exception"),
         }
     }
 
@@ -337,6 +374,11 @@ mod tests {
             (Error::reject("spam"), "rejected: spam"),
             (Error::requeue("later"), "put back: later"),
             (Error::ignore(), "ignored"),
+            (Error::from(Retry::new()), "retry()"),
+            (
+                Error::from(Retry::new().priority(9).queue("slow").cause(Error::new("ValueError").args("no"))),
+                r#"retry(priority=9, queue="slow"): ValueError("no")"#,
+            ),
         ];
         for (error, expected) in rows {
             assert_eq!(error.to_string(), expected);

@@ -40,13 +40,20 @@ mod error;
 mod host;
 pub mod log;
 mod manifest;
+mod object;
 mod outcome;
 mod registry;
+mod request;
+mod retry;
+mod signature;
 
-pub use context::Context;
+pub use context::{Context, SoftTimeLimitExceeded};
 pub use error::Error;
+pub use request::DeliveryInfo;
+pub use retry::Retry;
 /// Any JSON value, for tasks that take what comes; and the macro that writes one.
 pub use serde_json::{Value, json};
+pub use signature::{Signature, signature};
 
 /// Makes a function a task.
 ///
@@ -58,13 +65,29 @@ pub use serde_json::{Value, json};
 /// |---|---|
 /// | `name = "math.div"` | what callers send; by default `<crate>.<function>`, such as `hello.add` |
 /// | `time_limit = 5` | seconds until the run is ended with `TimeLimitExceeded` |
+/// | `soft_time_limit = 1.5` | seconds until the run is told to end; see [`SoftTimeLimitExceeded`] |
 /// | `memory = "32 MiB"` | bytes, or text in B, KiB, MiB, GiB; beyond it the run ends with `MemoryLimitExceeded` |
+/// | `max_retries = 5` | how often the task may be retried, by itself or by [`Context::retry`]; `unlimited` for no end |
+/// | `default_retry_delay = 3` | seconds until a retry that names no time |
+/// | `autoretry_for = ["ValueError"]` | exceptions that are retried: a class, also with its module (`"shop.errors.Busy"`), or `"Exception"` for all |
+/// | `dont_autoretry_for = ["KeyError"]` | exceptions that are not, though `autoretry_for` has them |
+/// | `retry_backoff`, `retry_backoff = 2` | automatic retries wait 1, 2, 4, .. seconds, or the number times that |
+/// | `retry_backoff_max = 60` | seconds that they wait at most |
+/// | `retry_jitter = false` | they wait exactly so long, and not a random part of it |
+/// | `rate_limit = "10/m"` | runs in a second (`s`), minute (`m`) or hour (`h`) |
 /// | `acks_late = false` | take the message off the queue before the run, so that a crash loses it |
+/// | `acks_on_failure = false` | a failure rejects the message, which a dead-letter exchange may take |
+/// | `acks_on_timeout = false` | a hard time limit puts the message back into its queue |
+/// | `reject_on_worker_lost = false` | the death of the process that runs the task fails it, and does not run it again |
 /// | `ignore_result` | store no result |
+/// | `store_errors_even_if_ignored` | but store failures |
 /// | `track_started` | store the state `STARTED` when a run begins |
+/// | `queue = "slow"` | where the task is sent if its sender names no queue |
+/// | `priority = 3` | with what priority (0 to 255) if its sender gives none |
+/// | `expires = 60` | seconds after which it is not begun any more if its sender says nothing else |
 /// | `crate = path` | where this crate is found, if it is not `::rtask` |
 ///
-/// A flag alone means `= true`.
+/// A flag alone means `= true`. Numbers of seconds may have a fraction.
 ///
 /// # Parameters
 ///
@@ -99,7 +122,7 @@ pub use serde_json::{Value, json};
 /// # Results
 ///
 /// A task returns anything that serde can serialise, or a `Result` of it and of anything that becomes an [`Error`]:
-/// an [`Error`], or any `std::error::Error`. A function that never returns (`-> !`) is a task too.
+/// an [`Error`], a [`Retry`], or any `std::error::Error`. A function that never returns (`-> !`) is a task too.
 ///
 /// ```
 /// use std::num::ParseIntError;
@@ -118,6 +141,23 @@ pub use serde_json::{Value, json};
 ///     }
 ///     Ok(number)
 /// }
+/// ```
+///
+/// # Options that are refused
+///
+/// ```compile_fail
+/// #[rtask::task(max_retries = None)] // write `max_retries = unlimited` for no end, 0 for no retry
+/// fn load() {}
+/// ```
+///
+/// ```compile_fail
+/// #[rtask::task(retry_backoff)] // does nothing without `autoretry_for`
+/// fn load() {}
+/// ```
+///
+/// ```compile_fail
+/// #[rtask::task(soft_time_limit = 10, time_limit = 5)] // would never be met
+/// fn load() {}
 /// ```
 ///
 /// # Functions that cannot be tasks
@@ -175,7 +215,7 @@ pub mod testing {
 #[doc(hidden)]
 pub mod __private {
     pub use crate::{
-        manifest::{ModuleName, Options, is_module_name},
+        manifest::{MaxRetries, ModuleName, Options, is_module_name},
         outcome::{Fallible, Plain},
         registry::{Kind, Parameter, Task},
     };

@@ -14,21 +14,66 @@ pub struct ModuleName(pub &'static str);
 
 inventory::collect!(ModuleName);
 
-/// Celery's task options; none leaves them to the host.
+/// Celery's task options; what is none or empty is left to the host.
 #[derive(Serialize)]
 pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acks_late: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub acks_on_failure: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acks_on_timeout: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reject_on_worker_lost: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_result: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_errors_even_if_ignored: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub track_started: Option<bool>,
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<f64>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_time_limit: Option<f64>,
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<MaxRetries>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_retry_delay: Option<f64>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub autoretry_for: &'static [&'static str],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub dont_autoretry_for: &'static [&'static str],
+    /// A factor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_backoff: Option<f64>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_backoff_max: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_jitter: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<f64>,
+}
+
+/// A number, or null.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum MaxRetries {
+    Times(u32),
+    Unlimited,
 }
 
 #[derive(Serialize)]

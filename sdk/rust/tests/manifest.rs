@@ -19,7 +19,30 @@ fn all(#[args] values: Vec<Value>, #[kwargs] named: BTreeMap<String, Value>) -> 
     values.len() + named.len()
 }
 
-#[task]
+#[task(
+    soft_time_limit = 4,
+    max_retries = 5,
+    default_retry_delay = 0,
+    autoretry_for = ["ValueError", "shop.errors.Busy"],
+    dont_autoretry_for = ["KeyError"],
+    retry_backoff = 2,
+    retry_backoff_max = 60,
+    retry_jitter = false,
+    rate_limit = "10/m",
+    acks_on_failure = false,
+    acks_on_timeout = false,
+    reject_on_worker_lost = false,
+    store_errors_even_if_ignored,
+    queue = "slow",
+    priority = 3,
+    expires = 60
+)]
+fn careful() {}
+
+#[task(max_retries = unlimited, autoretry_for = ["Exception"], retry_backoff)]
+fn stubborn() {}
+
+#[task(retry_backoff = false)]
 fn list(#[default] items: Vec<Vec<i64>>, #[default = "a"] text: String) -> usize {
     items.len() + text.len()
 }
@@ -40,12 +63,39 @@ fn the_manifest_tells_all_tasks_by_name() {
                 "options": {},
             },
             {
+                "name": "manifest.careful",
+                "parameters": [],
+                "options": {
+                    "soft_time_limit": 4.0,
+                    "max_retries": 5,
+                    "default_retry_delay": 0.0,
+                    "autoretry_for": ["ValueError", "shop.errors.Busy"],
+                    "dont_autoretry_for": ["KeyError"],
+                    "retry_backoff": 2.0,
+                    "retry_backoff_max": 60.0,
+                    "retry_jitter": false,
+                    "rate_limit": "10/m",
+                    "acks_on_failure": false,
+                    "acks_on_timeout": false,
+                    "reject_on_worker_lost": false,
+                    "store_errors_even_if_ignored": true,
+                    "queue": "slow",
+                    "priority": 3,
+                    "expires": 60.0,
+                },
+            },
+            {
                 "name": "manifest.list",
                 "parameters": [
                     {"name": "items", "kind": "normal", "required": false, "default": [], "type": "Vec<Vec<i64>>"},
                     {"name": "text", "kind": "normal", "required": false, "default": "a", "type": "String"},
                 ],
                 "options": {},
+            },
+            {
+                "name": "manifest.stubborn",
+                "parameters": [],
+                "options": {"max_retries": null, "autoretry_for": ["Exception"], "retry_backoff": 1.0},
             },
             {
                 "name": "math.div",
@@ -73,4 +123,6 @@ fn described_tasks_are_functions_too() {
     assert_eq!(div(&Context::for_test(), 1.0, 2.0, None), 0.5);
     assert_eq!(all(vec![Value::Null], BTreeMap::new()), 1);
     assert_eq!(list(vec![], "a".to_owned()), 1);
+    careful();
+    stubborn();
 }

@@ -24,6 +24,9 @@ enum Command {
         /// Run only the tests of this package; give it again for more
         #[arg(short, long = "package", value_name = "NAME")]
         packages: Vec<String>,
+        /// Where tests try a part of what is promised, try the whole; it takes many minutes
+        #[arg(long)]
+        full: bool,
     },
     /// Measure rtask beside Celery's prefork worker, on one RabbitMQ and one Redis
     Bench {
@@ -58,7 +61,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
     let workspace = Workspace::find()?;
     match command {
         Command::Demo => demo::run(&workspace),
-        Command::Test { filter, packages } => test::run(&workspace, filter.as_deref(), &packages),
+        Command::Test { filter, packages, full } => test::run(&workspace, filter.as_deref(), &packages, full),
         Command::Bench { quick, json } => bench::run(&workspace, quick, json.as_deref()).map(|()| true),
         Command::Tidy => tidy::run(&workspace),
     }

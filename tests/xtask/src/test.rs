@@ -14,11 +14,12 @@ use crate::{
 /// The guest crates that tests deploy, each with the variable that names its component.
 const GUESTS: [(&str, &str); 2] = [("examples/hello", "RTASK_TEST_HELLO"), ("tests/guests/probe", "RTASK_TEST_PROBE")];
 
-/// Run all tests, or those of some packages, or those whose names contain `filter`; whether they passed.
+/// Run all tests, or those of some packages, or those whose names contain `filter`; whether they passed. `full` has them
+/// take the time that the whole of what they try takes.
 ///
 /// # Errors
 /// When the tests cannot be set up.
-pub fn run(workspace: &Workspace, filter: Option<&str>, packages: &[String]) -> Result<bool> {
+pub fn run(workspace: &Workspace, filter: Option<&str>, packages: &[String], full: bool) -> Result<bool> {
     let steps = Steps::default();
     workspace.ensure_guest_target(&steps)?;
     let python = python::ensure_venv(workspace, &steps)?;
@@ -32,6 +33,9 @@ pub fn run(workspace: &Workspace, filter: Option<&str>, packages: &[String]) -> 
     // So that tests which are cut short leave nothing behind.
     let temporary = folder_for_workers("rtask-tests-")?;
     cargo.env("TMPDIR", temporary.path());
+    if full {
+        cargo.env("RTASK_TEST_FULL", "1");
+    }
     cargo.args(["test", "--no-fail-fast"]);
     match packages {
         [] => cargo.arg("--workspace"),

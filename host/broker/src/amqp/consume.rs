@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, future, stream, stream::BoxStream};
+use jiff::Timestamp;
 use lapin::{
     Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions},
@@ -18,39 +19,49 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    declare::{self, QueueKind},
+    declare::{self, Declarer, QueueKind},
+    delay,
     link::Link,
     properties,
+    publish::Publisher,
     settle::Settler,
 };
 use crate::{
-    Attempts, BrokerError, Consumer, Delivery, Patience, Receipt, Subscription, Verdict, backoff::Backoff,
+    Attempts, BrokerError, Consumer, Delivery, Patience, Queue, Receipt, Subscription, Verdict, backoff::Backoff,
     connect::patiently,
 };
 
 /// The header in which quorum queues count earlier deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Deliveries that wait for the worker where there is no prefetch to bound them; further ones wait in lapin.
+const UNBOUNDED: usize = 1_024;
 /// The longest that cancelling waits for the server; its channel's end returns what is left.
 const CANCEL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Open the first session and leave the rest to a task.
-pub(super) async fn start(
-    link: Arc<Link>,
-    subscription: Subscription,
-    patience: Patience,
-) -> Result<Consumer, BrokerError> {
-    let session = patiently(patience, || Session::open(&link, &subscription)).await?;
+pub(super) async fn start(ends: Ends, subscription: Subscription, patience: Patience) -> Result<Consumer, BrokerError> {
+    let session = patiently(patience, || Session::open(&ends, &subscription)).await?;
     // The broker sends no more than this before something is settled.
-    let capacity = usize::from(subscription.prefetch.max(1)) * subscription.queues.len().max(1);
+    let capacity = match usize::from(subscription.prefetch) {
+        0 => UNBOUNDED,
+        prefetch => prefetch * subscription.queues.len().max(1),
+    };
     let (sender, deliveries) = mpsc::channel(capacity);
     let cancelled = CancellationToken::new();
     let guard = cancelled.clone().drop_guard();
-    let receiving = tokio::spawn(receive(link, subscription, session, sender, cancelled));
+    let receiving = tokio::spawn(receive(ends, subscription, session, sender, cancelled));
     Ok(Consumer::new(deliveries, guard, receiving))
 }
 
+/// Both ends of a message's way: a delivery may have to be published again.
+#[derive(Clone)]
+pub(super) struct Ends {
+    pub receiving: Arc<Link>,
+    pub publisher: Arc<Publisher>,
+}
+
 async fn receive(
-    link: Arc<Link>,
+    ends: Ends,
     subscription: Subscription,
     mut session: Session,
     deliveries: mpsc::Sender<Delivery>,
@@ -60,11 +71,11 @@ async fn receive(
     let mut begun = Instant::now();
     while let End::Lost(reason) = session.feed(&deliveries, &cancelled).await {
         let pause = backoff.pause_after(begun.elapsed());
-        tracing::warn!(url = link.url(), reason, ?pause, "consuming again");
+        tracing::warn!(url = ends.receiving.url(), reason, ?pause, "consuming again");
         session.end().await;
         let reopened = cancelled.run_until_cancelled(async {
             tokio::time::sleep(pause).await;
-            patiently(Patience::Forever, || Session::open(&link, &subscription)).await
+            patiently(Patience::Forever, || Session::open(&ends, &subscription)).await
         });
         session = match reopened.await {
             None | Some(Err(BrokerError::Closed { .. })) => return,
@@ -88,41 +99,43 @@ type Arrival = Result<(lapin::message::Delivery, usize), String>;
 struct Session {
     link: Arc<Link>,
     channel: Arc<Channel>,
-    settler: Arc<Settler>,
-    queues: Vec<(Arc<str>, QueueKind)>,
+    sources: Vec<Source>,
     tags: Vec<ShortString>,
     arrivals: stream::SelectAll<BoxStream<'static, Arrival>>,
 }
 
 impl Session {
-    async fn open(link: &Arc<Link>, subscription: &Subscription) -> Result<Self, BrokerError> {
-        let mut queues = Vec::new();
+    async fn open(ends: &Ends, subscription: &Subscription) -> Result<Self, BrokerError> {
+        let Ends { receiving: link, publisher } = ends;
+        let mut kinds = Vec::with_capacity(subscription.queues.len());
+        let mut declarer = Declarer::open(link).await?;
         for queue in &subscription.queues {
-            queues.push((Arc::from(queue.as_str()), declare::declare(link, queue).await?));
+            kinds.push(declarer.queue(queue).await?);
         }
-        let channel = link.channel().await?;
-        let explain = |error| link.explain(&error);
-        let qos = BasicQosOptions { global: false };
-        channel.basic_qos(subscription.prefetch.max(1), qos).await.map_err(explain)?;
-        let channel = Arc::new(channel);
-        let mut session = Self {
-            link: link.clone(),
-            settler: Settler::new(channel.clone(), link.clone()),
-            channel,
-            queues,
-            tags: Vec::new(),
-            arrivals: stream::SelectAll::new(),
+        delay::let_come(link, &subscription.queues, kinds.contains(&QueueKind::Quorum)).await;
+        let channel = Arc::new(link.channel().await?);
+        if subscription.prefetch > 0 {
+            let qos = BasicQosOptions { global: false };
+            channel.basic_qos(subscription.prefetch, qos).await.map_err(|error| link.explain(&error))?;
+        }
+        let settler = Settler::new(channel.clone(), link.clone());
+        let source = |(queue, kind): (&Queue, QueueKind)| {
+            let (settler, publisher) = (settler.clone(), publisher.clone());
+            Source { queue: queue.name.as_str().into(), kind, settler, publisher }
         };
-        for index in 0..session.queues.len() {
+        let sources = subscription.queues.iter().zip(kinds).map(source).collect();
+        let (link, tags, arrivals) = (link.clone(), Vec::new(), stream::SelectAll::new());
+        let mut session = Self { link, channel, sources, tags, arrivals };
+        for index in 0..session.sources.len() {
             session.consume(index, &subscription.tag).await?;
         }
         Ok(session)
     }
 
     async fn consume(&mut self, index: usize, tag: &str) -> Result<(), BrokerError> {
-        let queue = declare::queue_name(&self.queues[index].0)?;
+        let queue = declare::queue_name(&self.sources[index].queue)?;
         // Tags are unique on a channel.
-        let tag = if self.queues.len() == 1 { tag.to_owned() } else { format!("{tag}/{queue}") };
+        let tag = if self.sources.len() == 1 { tag.to_owned() } else { format!("{tag}/{queue}") };
         let tag = ShortString::try_new(tag).map_err(|error| BrokerError::unsendable(format!("tag: {error}")))?;
         let consumer = self
             .channel
@@ -130,7 +143,7 @@ impl Session {
             .await
             .map_err(|error| self.link.explain(&error))?;
         self.tags.push(consumer.tag());
-        let queue = self.queues[index].0.clone();
+        let queue = self.sources[index].queue.clone();
         let ended = move || Err(format!("the broker cancelled the consumer of queue `{queue}`"));
         let arrivals = consumer.map(move |arrival| match arrival {
             Ok(message) => Ok((message, index)),
@@ -149,9 +162,7 @@ impl Session {
             };
             match arrival {
                 Some(Ok((message, index))) => {
-                    let (queue, kind) = &self.queues[index];
-                    let delivery = delivery(message, queue.clone(), *kind, &self.settler);
-                    if deliveries.send(delivery).await.is_err() {
+                    if deliveries.send(self.sources[index].delivery(message)).await.is_err() {
                         return End::Cancelled;
                     }
                 }
@@ -180,19 +191,30 @@ impl Session {
     }
 }
 
-/// Our delivery from lapin's.
-pub(super) fn delivery(
-    delivered: lapin::message::Delivery,
-    queue: Arc<str>,
-    kind: QueueKind,
-    settler: &Arc<Settler>,
-) -> Delivery {
-    let attempts = attempts(&delivered, kind);
-    let (headers, properties) = properties::from_amqp(&delivered.properties);
-    let message = Message { headers, properties, body: Bytes::from(delivered.data) };
-    let (settler, tag) = (settler.clone(), delivered.delivery_tag);
-    let receipt = AmqpReceipt { settler, tag, queue: queue.clone() };
-    Delivery::new(message, queue, attempts, Box::new(receipt))
+/// Where deliveries come from, and how they are settled there.
+pub(super) struct Source {
+    pub queue: Arc<str>,
+    pub kind: QueueKind,
+    pub settler: Arc<Settler>,
+    pub publisher: Arc<Publisher>,
+}
+
+impl Source {
+    /// Our delivery from lapin's.
+    pub fn delivery(&self, delivered: lapin::message::Delivery) -> Delivery {
+        let attempts = attempts(&delivered, self.kind);
+        let (headers, properties) = properties::from_amqp(&delivered.properties);
+        let message = Message { headers, properties, body: Bytes::from(delivered.data) };
+        let queue = self.queue.clone();
+        let receipt = AmqpReceipt {
+            settler: self.settler.clone(),
+            publisher: self.publisher.clone(),
+            tag: delivered.delivery_tag,
+            queue: queue.clone(),
+        };
+        Delivery::new(message, queue, attempts, Box::new(receipt))
+            .routed(delivered.exchange.as_str(), delivered.routing_key.as_str())
+    }
 }
 
 /// Only a quorum queue's count is believed: on any other the header is whatever the publisher wrote, and a
@@ -222,6 +244,7 @@ fn earlier_deliveries(delivered: &lapin::message::Delivery) -> u32 {
 
 struct AmqpReceipt {
     settler: Arc<Settler>,
+    publisher: Arc<Publisher>,
     tag: DeliveryTag,
     queue: Arc<str>,
 }
@@ -230,5 +253,11 @@ struct AmqpReceipt {
 impl Receipt for AmqpReceipt {
     async fn settle(&self, verdict: Verdict) -> Result<(), BrokerError> {
         self.settler.settle(&self.queue, self.tag, verdict).await
+    }
+
+    async fn postpone(&self, message: &Message, until: Timestamp) -> Result<(), BrokerError> {
+        let way = delay::way(&self.queue, delay::seconds_until(until, Timestamp::now()))?;
+        self.publisher.publish(&way, &delay::parcel(message)).await?;
+        self.settle(Verdict::Ack).await
     }
 }

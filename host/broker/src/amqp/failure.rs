@@ -8,6 +8,7 @@ const NO_ROUTE: u16 = 312;
 const CONNECTION_FORCED: u16 = 320;
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 
@@ -17,6 +18,16 @@ pub(super) fn is_not_found(error: &Error) -> bool {
 
 pub(super) fn is_precondition_failed(error: &Error) -> bool {
     code(error) == Some(PRECONDITION_FAILED)
+}
+
+/// Another connection has it for itself.
+pub(super) fn is_locked(error: &Error) -> bool {
+    code(error) == Some(RESOURCE_LOCKED)
+}
+
+/// The server will not have it so, now or later: it is no loss of the connection and no want of permission.
+pub(super) fn is_dislike(error: &Error) -> bool {
+    !matches!(code(error), None | Some(CONNECTION_FORCED | ACCESS_REFUSED))
 }
 
 /// Why a connection did not come about. RabbitMQ answers a wrong password with 403; an unknown virtual host and

@@ -18,11 +18,19 @@ use futures::{
     Stream,
     io::{AsyncRead, AsyncWrite},
 };
-use lapin::{AsyncTcpStream, tcp::AMQPUriTcpExt, uri::AMQPUri};
+use lapin::{
+    AsyncTcpStream,
+    tcp::{AMQPUriTcpExt, RustlsConnector, RustlsConnectorConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
 use tokio::time::timeout;
 
 use super::sieve::Sieve;
-use crate::connect::CONNECT_WITHIN;
+use crate::{Tls, connect::CONNECT_WITHIN, tls::Pem};
 
 type Sifted = Sieve<AsyncTcpStream<<Tokio as Reactor>::TcpStream>>;
 
@@ -37,16 +45,47 @@ impl Sifting {
     }
 }
 
-/// Connect, with TLS where the URL asks for it.
-pub(super) async fn connect(uri: AMQPUri, sifting: Runtime<Sifting>) -> lapin::Result<AsyncTcpStream<Sifted>> {
-    drop(sifting);
+/// Connect, with TLS where it is asked for.
+pub(super) async fn connect(uri: AMQPUri, tls: Option<&Tls>) -> lapin::Result<AsyncTcpStream<Sifted>> {
+    // lapin would trust other authorities than asked, and read no files.
+    let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
     let runtime = Runtime::tokio_current();
-    let connected = uri.connect_with_config_async(Default::default(), &runtime);
+    let connected = async {
+        let stream = plain.connect_with_config_async(Default::default(), &runtime).await?;
+        match tls {
+            None => Ok(stream),
+            Some(tls) => stream.into_rustls(&connector(tls)?, &plain.authority.host).await,
+        }
+    };
     // lapin's own thread waits here, and would go on for minutes for a host that swallows packets.
     match timeout(CONNECT_WITHIN, connected).await {
         Ok(stream) => Ok(AsyncTcpStream::Plain(Sieve::new(stream?))),
         Err(elapsed) => Err(io::Error::from(elapsed).into()),
     }
+}
+
+/// Trusts those who are named and nobody else, or those whom the system trusts.
+fn connector(tls: &Tls) -> io::Result<RustlsConnector> {
+    let Pem { ca, identity } = tls.read().map_err(io::Error::other)?;
+    let config = match ca {
+        None => RustlsConnectorConfig::new_with_native_certs()?,
+        Some(pem) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(&pem)?),
+    };
+    match identity {
+        None => config.connector_with_no_client_auth(),
+        Some((chain, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| not_pem("key", &error))?;
+            config.connector_with_single_cert(certificates(&chain)?, key)
+        }
+    }
+}
+
+fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| not_pem("certificate", &error))
+}
+
+fn not_pem(what: &str, error: &pem::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a {what} is no PEM: {error}"))
 }
 
 impl RuntimeKit for Sifting {}

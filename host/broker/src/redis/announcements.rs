@@ -8,14 +8,14 @@ use std::{
 };
 
 use futures::StreamExt;
-use redis::{Client, RedisError, RedisResult, Value, aio::PubSub};
+use redis::{Client, ProtocolVersion, RedisError, RedisResult, Value, aio::PubSub};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 
-use super::failure;
-use crate::{backoff::Backoff, connect::CONNECT_WITHIN};
+use super::{address::Address, failure};
+use crate::{BrokerError, backoff::Backoff};
 
 /// A silent subscription is tried with a PING this often, since a dead peer says nothing either.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -25,8 +25,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Announcements {
-    client: Client,
-    url: String,
+    address: Address,
     /// The listening task's ear. It ends when this is dropped.
     wishes: OnceLock<mpsc::UnboundedSender<Wish>>,
     topics: Topics,
@@ -39,15 +38,15 @@ enum Wish {
 }
 
 impl Announcements {
-    pub fn new(client: Client, url: String) -> Self {
-        Self { client, url, wishes: OnceLock::new(), topics: Topics::default() }
+    pub fn new(address: Address) -> Self {
+        Self { address, wishes: OnceLock::new(), topics: Topics::default() }
     }
 
     /// Hear of `channel` until the answer is dropped.
     pub fn subscribe(&self, channel: String) -> News {
         let wishes = self.wishes.get_or_init(|| {
             let (sender, wishes) = mpsc::unbounded_channel();
-            tokio::spawn(listen(self.client.clone(), self.url.clone(), self.topics.clone(), wishes));
+            tokio::spawn(listen(self.address.clone(), self.topics.clone(), wishes));
             sender
         });
         let (changes, is_new) = self.topics.join(&channel);
@@ -154,19 +153,18 @@ impl Topics {
     }
 }
 
-async fn listen(client: Client, url: String, topics: Topics, mut wishes: mpsc::UnboundedReceiver<Wish>) {
+async fn listen(address: Address, topics: Topics, mut wishes: mpsc::UnboundedReceiver<Wish>) {
     let mut backoff = Backoff::default();
     loop {
         let begun = Instant::now();
-        let lost = match subscribe_all(&client, &topics).await {
+        let error = match subscribe_all(&address, &topics).await {
             Ok(connection) => match converse(connection, &topics, &mut wishes).await {
-                Some(lost) => lost,
+                Some(lost) => failure::operating(address.url(), &lost),
                 None => return,
             },
             Err(error) => error,
         };
         let pause = backoff.pause_after(begun.elapsed());
-        let error = failure::connecting(&url, &lost);
         tracing::warn!(%error, ?pause, "subscribing again");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -176,10 +174,12 @@ async fn listen(client: Client, url: String, topics: Topics, mut wishes: mpsc::U
     }
 }
 
-async fn subscribe_all(client: &Client, topics: &Topics) -> RedisResult<PubSub> {
-    let mut connection = limited(CONNECT_WITHIN, client.get_async_pubsub()).await?;
+async fn subscribe_all(address: &Address, topics: &Topics) -> Result<PubSub, BrokerError> {
+    let open = |client: Client| async move { client.get_async_pubsub().await };
+    let mut connection = address.connect(ProtocolVersion::RESP2, open).await?;
     for channel in topics.begin_anew() {
-        limited(ANSWER_WITHIN, connection.subscribe(&channel)).await?;
+        let subscribed = limited(ANSWER_WITHIN, connection.subscribe(&channel)).await;
+        subscribed.map_err(|error| failure::connecting(address.url(), &error))?;
         topics.announce(&channel);
     }
     Ok(connection)

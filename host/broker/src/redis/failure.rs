@@ -20,7 +20,7 @@ pub(super) fn operating(url: &str, error: &RedisError) -> BrokerError {
         ErrorKind::Server(ServerErrorKind::NoPerm) => {
             BrokerError::Refused { url, refusal: Refusal::Permission, reason }
         }
-        ErrorKind::InvalidClientConfig => BrokerError::Address { url, of: "result backend", reason },
+        ErrorKind::InvalidClientConfig => BrokerError::Address { url, of: "Redis", reason },
         ErrorKind::Io => BrokerError::Lost { url, reason },
         _ => match refusal(&reason) {
             Some(refusal) => BrokerError::Refused { url, refusal, reason },

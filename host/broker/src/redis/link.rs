@@ -3,25 +3,25 @@
 use std::time::Duration;
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
-    RedisResult, aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, RedisError, RedisResult,
+    ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{sync::Mutex, time::Instant};
+use tokio_util::sync::CancellationToken;
 
-use super::failure;
-use crate::{BrokerError, backoff::Backoff, connect::CONNECT_WITHIN, error::without_password};
+use super::{address::Address, failure};
+use crate::{BrokerError, Transport, backoff::Backoff, connect::CONNECT_WITHIN};
 
 /// A server that has not answered a command after so long is taken for lost.
-const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
 pub(super) struct Link {
-    client: Client,
-    /// Without the password.
-    url: String,
+    address: Address,
     /// Bounds a command with all of its attempts.
     within: Duration,
     /// Locked while connecting, so that a lost connection is replaced once, not once a caller.
     current: Mutex<Current>,
+    closed: CancellationToken,
 }
 
 #[derive(Default)]
@@ -34,22 +34,23 @@ struct Current {
 impl Link {
     /// # Errors
     /// When `url` is not a Redis URL.
-    pub fn new(url: &str, within: Duration) -> Result<Self, BrokerError> {
-        let safe = without_password(url);
-        let client = client(url).map_err(|error| BrokerError::Address {
-            url: safe.clone(),
-            of: "result backend",
-            reason: error.to_string(),
-        })?;
-        Ok(Self { client, url: safe, within, current: Mutex::default() })
+    pub fn new(url: &str, transport: &Transport) -> Result<Self, BrokerError> {
+        let address = Address::parse(url, transport)?;
+        let (current, closed) = (Mutex::default(), CancellationToken::new());
+        Ok(Self { address, within: transport.patience.within(), current, closed })
     }
 
-    pub fn client(&self) -> &Client {
-        &self.client
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     pub fn url(&self) -> &str {
-        &self.url
+        self.address.url()
+    }
+
+    /// How long a command may take with all of its attempts.
+    pub fn within(&self) -> Duration {
+        self.within
     }
 
     /// Make sure that there is a connection, by a single attempt.
@@ -59,10 +60,23 @@ impl Link {
 
     /// Send commands that may be sent twice, over fresh connections if need be.
     pub async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BrokerError> {
+        self.persist(|| self.send(commands)).await
+    }
+
+    /// Run a script that may be run twice, by its hash, or by its text where the server does not know it yet.
+    pub async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, BrokerError> {
+        self.persist(|| self.invoke(script)).await
+    }
+
+    async fn persist<T, F, A>(&self, attempt: A) -> Result<T, BrokerError>
+    where
+        A: Fn() -> F,
+        F: Future<Output = Result<T, BrokerError>>,
+    {
         let deadline = Instant::now() + self.within;
         let mut backoff = Backoff::default();
         loop {
-            let error = match self.attempt(commands).await {
+            let error = match attempt().await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -75,29 +89,48 @@ impl Link {
         }
     }
 
-    async fn attempt<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BrokerError> {
+    async fn send<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BrokerError> {
         let (mut connection, number) = self.connection().await?;
-        match commands.query_async(&mut connection).await {
+        let answer = commands.query_async(&mut connection).await;
+        self.judge(answer, number).await
+    }
+
+    /// Run a script in a single attempt, for those who must know that it may have run before.
+    pub async fn invoke<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, BrokerError> {
+        let (mut connection, number) = self.connection().await?;
+        let answer = script.invoke_async(&mut connection).await;
+        self.judge(answer, number).await
+    }
+
+    async fn judge<T>(&self, answer: RedisResult<T>, number: u64) -> Result<T, BrokerError> {
+        match answer {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 if is_lost(&error) {
                     self.discard(number).await;
                 }
-                Err(failure::operating(&self.url, &error))
+                Err(failure::operating(self.url(), &error))
             }
         }
     }
 
+    /// Do nothing any more, and leave.
+    pub async fn close(&self) {
+        self.closed.cancel();
+        self.current.lock().await.connection = None;
+    }
+
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), BrokerError> {
         let mut current = self.current.lock().await;
+        if self.closed.is_cancelled() {
+            return Err(BrokerError::Closed { url: self.url().to_owned() });
+        }
         if let Some(connection) = &current.connection {
             return Ok((connection.clone(), current.number));
         }
-        let configuration = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_WITHIN))
-            .set_response_timeout(Some(ANSWER_WITHIN));
-        let connected = self.client.get_multiplexed_async_connection_with_config(&configuration).await;
-        let fresh = connected.map_err(|error| failure::connecting(&self.url, &error))?;
+        let open =
+            |client: Client| async move { client.get_multiplexed_async_connection_with_config(&configuration()).await };
+        let fresh = self.address.connect(ProtocolVersion::RESP2, open).await?;
         current.connection = Some(fresh.clone());
         current.number += 1;
         Ok((fresh, current.number))
@@ -111,13 +144,14 @@ impl Link {
     }
 }
 
-fn client(url: &str) -> RedisResult<Client> {
-    let information: ConnectionInfo = url.into_connection_info()?;
-    // A lone result must not wait for company; the pipeline batches by itself.
-    Client::open(information.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
+/// How connections that take commands are opened.
+pub(super) fn configuration() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_WITHIN)).set_response_timeout(Some(ANSWER_WITHIN))
 }
 
-/// After a time-out too: the answer may still come, but a server that is this slow may as well be gone.
-fn is_lost(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_unrecoverable_error()
+/// After a time-out too: the answer may still come, but a server that is this slow may as well be gone. And when the
+/// server has become another one's replica, since the address may lead to the new master by now.
+pub(super) fn is_lost(error: &RedisError) -> bool {
+    let is_replica = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+    error.is_io_error() || error.is_unrecoverable_error() || is_replica
 }

@@ -12,9 +12,6 @@ use super::{
 };
 use crate::{BrokerError, ResultBackend, Retention};
 
-/// Milliseconds after which an attempt is forgotten.
-const ATTEMPTS_LIFETIME: i64 = 86_400_000;
-
 /// A result backend in a file, which may be a broker's too.
 pub struct SqliteBackend {
     store: Arc<Store>,
@@ -42,7 +39,7 @@ impl SqliteBackend {
 
 #[async_trait]
 impl ResultBackend for SqliteBackend {
-    async fn store(&self, record: &Record) -> Result<(), BrokerError> {
+    async fn store(&self, record: &Record, _reply_to: Option<&str>) -> Result<(), BrokerError> {
         let (task_id, text) = (record.task_id.clone(), record.encode());
         let status = record.status.name().to_owned();
         let lifetime = self.retention.expires.map(|expires| i64::try_from(expires.as_millis()).unwrap_or(i64::MAX));
@@ -98,22 +95,5 @@ impl ResultBackend for SqliteBackend {
             // Time-out or change: look again.
             let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
         }
-    }
-
-    async fn count_attempt(&self, key: &str) -> Result<u32, BrokerError> {
-        let key = key.to_owned();
-        self.store
-            .run(move |turn| {
-                turn.connection
-                    .prepare_cached(
-                        "INSERT INTO attempts (key, count, expires_at) VALUES (?1, 1, ?2)
-                         ON CONFLICT (key) DO UPDATE SET
-                             count = CASE WHEN expires_at > ?3 THEN count + 1 ELSE 1 END,
-                             expires_at = excluded.expires_at
-                         RETURNING count",
-                    )?
-                    .query_row(params![key, turn.now + ATTEMPTS_LIFETIME, turn.now], |row| row.get(0))
-            })
-            .await
     }
 }

@@ -3,21 +3,25 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use rusqlite::params;
+use rtask_protocol::Message;
 use tokio::{
     sync::{OnceCell, Semaphore, mpsc},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     holder::{Holder, LEASE},
-    receive::{Feed, claim},
+    mailbox,
+    publish::{self, Row},
+    queues,
+    receive::{CLAIM, Feed, Found, look},
     store::Store,
 };
 use crate::{
-    Broker, BrokerError, Consumer, Delivery, Publication, Subscription,
-    limits::{check_queue_name, lifetime},
+    Broker, BrokerError, Consumer, Delivery, Publication, Queue, QueueStats, Subscription, Target,
+    limits::{check_length, check_queue_name},
 };
 
 /// A broker in a file, shared with every other process that opens the same.
@@ -78,67 +82,102 @@ pub(super) async fn blocking<T: Send + 'static>(
 impl Broker for SqliteBroker {
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError> {
         self.check_open()?;
-        let Publication { queue, message } = publication;
-        check_queue_name(&queue)?;
-        let priority = message.properties.priority.unwrap_or(0);
-        let lifetime = lifetime(&message.properties)?;
-        let headers = encode(&message.headers)?;
-        let properties = encode(&message.properties)?;
-        self.store
+        let Publication { target, message } = publication;
+        publish::check(&target)?;
+        let row = Row::of(&message)?;
+        let (target, takers) = self
+            .store
             .run(move |turn| {
-                let expires_at = lifetime.map(|lifetime| turn.now + i64::from(lifetime));
-                turn.connection
-                    .prepare_cached(
-                        "INSERT INTO messages (queue, priority, headers, properties, body, expires_at)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                    )?
-                    .execute(params![queue, priority, headers, properties, &message.body[..], expires_at])?;
-                turn.wake_others();
-                Ok(())
+                let takers = publish::publish(turn, &target, &message, &row)?;
+                Ok((target, takers))
             })
-            .await
+            .await?;
+        match (target, takers) {
+            (Target::Exchange { exchange, routing_key }, 0) => Err(BrokerError::NotConfirmed {
+                queue: routing_key,
+                reason: format!("no queue is bound to exchange `{}` that takes it", exchange.name),
+            }),
+            (Target::Queue(_) | Target::Exchange { .. } | Target::Reply { .. }, _) => Ok(()),
+        }
     }
 
     async fn consume(&self, subscription: Subscription) -> Result<Consumer, BrokerError> {
-        subscription.queues.iter().try_for_each(|queue| check_queue_name(queue))?;
-        let holder = self.holder().await?;
-        let prefetch = usize::from(subscription.prefetch.max(1));
-        let (sender, deliveries) = mpsc::channel(prefetch * subscription.queues.len().max(1));
+        subscription.queues.iter().try_for_each(check_queue)?;
+        let holder = self.holder().await?.clone();
+        let registered = register(&holder, subscription.queues.clone()).await?;
+        let (room, places) = match usize::from(subscription.prefetch) {
+            // As many as the reader takes.
+            0 => (Semaphore::MAX_PERMITS, CLAIM),
+            prefetch => (prefetch, prefetch * subscription.queues.len().max(1)),
+        };
+        let (sender, deliveries) = mpsc::channel(places);
         let cancelled = CancellationToken::new();
         let mut feeding = JoinSet::new();
         for queue in subscription.queues {
             let feed = Feed {
                 holder: holder.clone(),
-                queue: queue.into(),
-                room: Arc::new(Semaphore::new(prefetch)),
+                queue: queue.name.into(),
+                room: Arc::new(Semaphore::new(room)),
                 cancelled: cancelled.clone(),
             };
             feeding.spawn(feed.run(sender.clone()));
         }
-        let receiving = tokio::spawn(async move { while feeding.join_next().await.is_some() {} });
+        let receiving = tokio::spawn(async move {
+            while feeding.join_next().await.is_some() {}
+            if let Err(error) = unregister(&holder, registered).await {
+                tracing::warn!(%error, "a consumer that has ended is counted until its lease is forgotten");
+            }
+        });
         Ok(Consumer::new(deliveries, cancelled.drop_guard(), receiving))
     }
 
-    async fn waiting(&self, queue: &str) -> Result<u64, BrokerError> {
+    async fn declare(&self, queue: &Queue) -> Result<(), BrokerError> {
+        self.check_open()?;
+        check_queue(queue)?;
+        let queue = queue.clone();
+        self.store.run(move |turn| queues::declare(turn, &queue)).await
+    }
+
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueStats>, BrokerError> {
         let queue = queue.to_owned();
-        let count: i64 = self
-            .store
-            .run(move |turn| {
-                turn.connection
-                    .prepare_cached(
-                        "SELECT count(*) FROM messages
-                         WHERE queue = ?1 AND claimed_by IS NULL AND (expires_at IS NULL OR expires_at > ?2)",
-                    )?
-                    .query_row(params![queue, turn.now], |row| row.get(0))
-            })
-            .await?;
-        Ok(count.unsigned_abs())
+        self.store.run(move |turn| queues::stats(turn, &queue)).await
     }
 
     async fn take(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
-        let holder = self.holder().await?;
-        let claimed = claim(holder, &queue.into(), 1).await?;
-        Ok(claimed.into_iter().next().map(|claimed| claimed.delivery(None)))
+        match look(self.holder().await?, &queue.into(), 1).await? {
+            Found::Messages(claimed) => Ok(claimed.into_iter().next().map(|claimed| claimed.delivery(None))),
+            Found::Nothing { .. } => Ok(None),
+        }
+    }
+
+    async fn purge(&self, queue: &str) -> Result<u64, BrokerError> {
+        self.check_open()?;
+        let last = self.store.run(queues::last_message).await?;
+        let mut removed = 0;
+        loop {
+            let queue = queue.to_owned();
+            match self.store.run(move |turn| queues::purge(turn, &queue, last)).await? {
+                0 => return Ok(removed),
+                more => removed += more,
+            }
+        }
+    }
+
+    async fn listen(&self, node: &str) -> Result<Consumer, BrokerError> {
+        self.check_open()?;
+        mailbox::listen(self.store.clone(), node, &self.closed).await
+    }
+
+    async fn broadcast(&self, message: Message) -> Result<(), BrokerError> {
+        self.check_open()?;
+        let row = Row::of(&message)?;
+        self.store.run(move |turn| mailbox::broadcast(turn, &row)).await
+    }
+
+    async fn reply_queue(&self) -> Result<(String, Consumer), BrokerError> {
+        let name = Uuid::new_v4().to_string();
+        let consumer = mailbox::replies(self.holder().await?.clone(), &name).await?;
+        Ok((name, consumer))
     }
 
     async fn close(&self) {
@@ -151,6 +190,39 @@ impl Broker for SqliteBroker {
     }
 }
 
-fn encode<T: serde::Serialize>(value: &T) -> Result<String, BrokerError> {
-    serde_json::to_string(value).map_err(|error| BrokerError::unsendable(error.to_string()))
+fn check_queue(queue: &Queue) -> Result<(), BrokerError> {
+    check_queue_name(&queue.name)?;
+    queue.bindings.iter().try_for_each(|binding| {
+        check_length("an exchange's name", &binding.exchange.name)?;
+        check_length("a routing key", &binding.routing_key)
+    })
+}
+
+/// Declare queues, and say that this process consumes them.
+async fn register(holder: &Holder, queues: Vec<Queue>) -> Result<Vec<i64>, BrokerError> {
+    let id = holder.id.clone();
+    holder
+        .store
+        .run(move |turn| {
+            let mut registered = Vec::with_capacity(queues.len());
+            for queue in &queues {
+                queues::declare(turn, queue)?;
+                turn.connection
+                    .prepare_cached("INSERT INTO consumers (queue, holder) VALUES (?1, ?2)")?
+                    .execute([&*queue.name, &*id])?;
+                registered.push(turn.connection.last_insert_rowid());
+            }
+            Ok(registered)
+        })
+        .await
+}
+
+async fn unregister(holder: &Holder, registered: Vec<i64>) -> Result<(), BrokerError> {
+    let delete = "DELETE FROM consumers WHERE id = ?1";
+    holder
+        .store
+        .run(move |turn| {
+            registered.iter().try_for_each(|id| turn.connection.prepare_cached(delete)?.execute([id]).map(drop))
+        })
+        .await
 }

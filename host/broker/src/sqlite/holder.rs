@@ -12,18 +12,26 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rusqlite::params;
+use jiff::Timestamp;
+use rtask_protocol::Message;
+use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::store::{Store, Turn};
+use super::{
+    publish::{Row, Way},
+    store::{Store, Turn},
+};
 use crate::{BrokerError, Receipt, Verdict};
 
 /// A process that has said nothing for so long is taken for dead.
 pub(super) const LEASE: Duration = Duration::from_secs(5);
 /// How many times a lease is renewed before it would run out.
 const RENEWALS: u32 = 5;
+/// What a process has consumed and where it waited for replies is forgotten so long after its lease ran out; until
+/// then it may have been asleep.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// This broker's name in the file.
 pub(super) struct Holder {
@@ -128,22 +136,27 @@ async fn keep_renewing(holder: Weak<Holder>, poke: Arc<Notify>, closed: Cancella
 /// The messages of holders whose lease has run out go back to their queues. A holder that was only asleep may
 /// have claimed something before it renews, so whoever has no lease counts as gone.
 fn return_abandoned(turn: &mut Turn<'_>) -> rusqlite::Result<()> {
-    turn.connection.prepare_cached("DELETE FROM leases WHERE expires_at <= ?1")?.execute([turn.now])?;
     let messages = turn
         .connection
         .prepare_cached(
             "UPDATE messages SET claimed_by = NULL
-             WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT holder FROM leases)",
+             WHERE claimed_by IS NOT NULL AND claimed_by NOT IN (SELECT holder FROM leases WHERE expires_at > ?1)",
         )?
-        .execute([])?;
+        .execute([turn.now])?;
     if messages > 0 {
         tracing::warn!(messages, "a process is gone; what it had claimed goes back to its queues");
         turn.wake_others();
     }
-    Ok(())
+    let long_ago = turn.now - FORGOTTEN_AFTER.as_millis() as i64;
+    let long_gone: Vec<String> = turn
+        .connection
+        .prepare_cached("SELECT holder FROM leases WHERE expires_at <= ?1")?
+        .query_map([long_ago], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    long_gone.iter().try_for_each(|holder| forget(turn, holder))
 }
 
-/// Return what `holder` has claimed, and end its lease.
+/// Return what `holder` has claimed, and end its lease, its consumers and its reply queues.
 fn forget(turn: &mut Turn<'_>, holder: &str) -> rusqlite::Result<()> {
     let messages = turn
         .connection
@@ -152,7 +165,16 @@ fn forget(turn: &mut Turn<'_>, holder: &str) -> rusqlite::Result<()> {
     if messages > 0 {
         turn.wake_others();
     }
-    turn.connection.execute("DELETE FROM leases WHERE holder = ?1", [holder]).map(drop)
+    for query in [
+        "DELETE FROM messages WHERE queue IN (SELECT name FROM queues WHERE holder = ?1)
+             AND claimed_by IS NULL AND visible_at IS NULL",
+        "DELETE FROM queues WHERE holder = ?1",
+        "DELETE FROM consumers WHERE holder = ?1",
+        "DELETE FROM leases WHERE holder = ?1",
+    ] {
+        turn.connection.prepare_cached(query)?.execute([holder])?;
+    }
+    Ok(())
 }
 
 /// Put a message back, if it is still ours. Answers whether it was.
@@ -173,6 +195,28 @@ fn delete(turn: &mut Turn<'_>, holder: &str, claim: Claim) -> rusqlite::Result<b
     Ok(deleted > 0)
 }
 
+/// Put a message aside until `until` as one that was never tried: under a new id, so that no receipt of an earlier
+/// attempt fits it.
+fn postpone(turn: &Turn<'_>, holder: &str, claim: Claim, row: &Row, until: i64) -> rusqlite::Result<bool> {
+    let claimed = turn
+        .connection
+        .prepare_cached(
+            "DELETE FROM messages WHERE id = ?1 AND claimed_by = ?2 AND attempts = ?3
+             RETURNING queue, exchange, routing_key, expires_at",
+        )?
+        .query_row(params![claim.message, holder, claim.attempt], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .optional()?;
+    let Some((queue, exchange, routing_key, expires_at)) = claimed else {
+        return Ok(false);
+    };
+    let (queue, exchange, routing_key): (String, String, Option<String>) = (queue, exchange, routing_key);
+    let (routing_key, visible_at) = (routing_key.as_deref(), Some(until));
+    row.insert(turn, &Way { queue: &queue, exchange: &exchange, routing_key, expires_at, visible_at })?;
+    Ok(true)
+}
+
 /// A claimed message's receipt. Dropped unsettled, it gives the message back.
 pub(super) struct ClaimReceipt {
     pub holder: Arc<Holder>,
@@ -184,6 +228,16 @@ pub(super) struct ClaimReceipt {
 impl ClaimReceipt {
     pub fn new(holder: Arc<Holder>, claim: Claim, queue: Arc<str>) -> Self {
         Self { holder, claim, queue, settled: AtomicBool::new(false) }
+    }
+
+    /// `was_ours` tells whether a verdict found the claim that it was for.
+    fn judge(&self, was_ours: bool) -> Result<(), BrokerError> {
+        self.settled.store(true, Ordering::Relaxed);
+        if was_ours {
+            return Ok(());
+        }
+        let reason = "the lease ran out or was given back".to_owned();
+        Err(BrokerError::NotOurs { queue: self.queue.to_string(), reason })
     }
 }
 
@@ -199,12 +253,14 @@ impl Receipt for ClaimReceipt {
                 Verdict::Requeue => release(turn, &id, claim),
             })
             .await?;
-        self.settled.store(true, Ordering::Relaxed);
-        if settled {
-            return Ok(());
-        }
-        let reason = "the lease ran out or was given back".to_owned();
-        Err(BrokerError::NotOurs { queue: self.queue.to_string(), reason })
+        self.judge(settled)
+    }
+
+    async fn postpone(&self, message: &Message, until: Timestamp) -> Result<(), BrokerError> {
+        let row = Row::of(message)?;
+        let (id, claim, until) = (self.holder.id.clone(), self.claim, until.as_millisecond());
+        let postponed = self.holder.store.run(move |turn| postpone(turn, &id, claim, &row, until)).await?;
+        self.judge(postponed)
     }
 }
 

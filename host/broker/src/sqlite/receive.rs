@@ -1,8 +1,9 @@
 //! Claiming messages and handing them out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use rtask_protocol::Message;
 use rusqlite::params;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -10,12 +11,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     holder::{Claim, ClaimReceipt, Holder},
+    queues,
     store::{LOOK_EVERY, Turn},
 };
 use crate::{Attempts, BrokerError, Delivery, Receipt, Verdict, backoff::Backoff};
 
 /// So many messages are claimed in one go at most.
-const CLAIM: usize = 64;
+pub(super) const CLAIM: usize = 64;
+/// So many postponed messages become due in one go at most; more than are claimed, so that a crowd is worked off.
+const DUE: i64 = 1_000;
+
+/// The inner query finds what waits in an index of that alone; what is postponed costs it nothing.
+const CLAIM_WAITING: &str = "
+    UPDATE messages SET claimed_by = ?1, attempts = attempts + 1
+    WHERE id IN (
+        SELECT id FROM messages
+        WHERE queue = ?2 AND claimed_by IS NULL AND visible_at IS NULL AND (expires_at IS NULL OR expires_at > ?3)
+        ORDER BY priority DESC, id LIMIT ?4
+    )
+    RETURNING id, attempts, headers, properties, body, exchange, routing_key, priority";
 
 /// What claims one queue's messages for one consumer.
 pub(super) struct Feed {
@@ -34,14 +48,14 @@ impl Feed {
             // Before looking, so that what comes while we look is noticed after it.
             changes.mark_unchanged();
             // Never abandoned half-way: what it claims must reach somebody.
-            let claimed = claim(&self.holder, &self.queue, room.len()).await;
-            match claimed {
-                Ok(claimed) if claimed.is_empty() => {
+            let found = look(&self.holder, &self.queue, room.len()).await;
+            match found {
+                Ok(Found::Nothing { look_again }) => {
                     drop(room);
-                    let change = tokio::time::timeout(LOOK_EVERY, changes.changed());
+                    let change = tokio::time::timeout(look_again, changes.changed());
                     let _ = self.cancelled.run_until_cancelled(change).await;
                 }
-                Ok(claimed) => {
+                Ok(Found::Messages(claimed)) => {
                     backoff = Backoff::default();
                     for (claimed, permit) in claimed.into_iter().zip(room) {
                         if deliveries.send(claimed.delivery(Some(permit))).await.is_err() {
@@ -73,42 +87,56 @@ impl Feed {
     }
 }
 
+/// What a look into a queue found.
+pub(super) enum Found {
+    Messages(Vec<Claimed>),
+    /// Nobody may say so when it is worth while to look again.
+    Nothing {
+        look_again: Duration,
+    },
+}
+
 /// A claimed message on its way from the store's thread. Dropped, it goes back.
 pub(super) struct Claimed {
     receipt: ClaimReceipt,
     headers: String,
     properties: String,
     body: Vec<u8>,
+    exchange: String,
+    /// None for the queue's name.
+    routing_key: Option<String>,
 }
 
 /// Claim up to `limit` of the messages that wait in `queue`, first come first served within a priority.
-pub(super) async fn claim(holder: &Arc<Holder>, queue: &Arc<str>, limit: usize) -> Result<Vec<Claimed>, BrokerError> {
+pub(super) async fn look(holder: &Arc<Holder>, queue: &Arc<str>, limit: usize) -> Result<Found, BrokerError> {
     let (holder, queue) = (holder.clone(), queue.clone());
     let store = holder.store.clone();
-    store.run(move |turn| claim_rows(turn, &holder, &queue, limit)).await
+    store
+        .run(move |turn| {
+            queues::release_due(turn, &queue, DUE)?;
+            let claimed = claim(turn, &holder, &queue, limit)?;
+            if claimed.is_empty() {
+                return Ok(Found::Nothing { look_again: until_next_due(turn, &queue)? });
+            }
+            Ok(Found::Messages(claimed))
+        })
+        .await
 }
 
-fn claim_rows(
-    turn: &mut Turn<'_>,
-    holder: &Arc<Holder>,
-    queue: &Arc<str>,
-    limit: usize,
-) -> rusqlite::Result<Vec<Claimed>> {
-    let mut statement = turn.connection.prepare_cached(
-        "UPDATE messages SET claimed_by = ?1, attempts = attempts + 1
-         WHERE id IN (
-             SELECT id FROM messages
-             WHERE queue = ?2 AND claimed_by IS NULL AND (expires_at IS NULL OR expires_at > ?3)
-             ORDER BY priority DESC, id LIMIT ?4
-         )
-         RETURNING id, attempts, headers, properties, body, priority",
-    )?;
+fn until_next_due(turn: &Turn<'_>, queue: &str) -> rusqlite::Result<Duration> {
+    let due = queues::next_due(turn, queue)?.map(|due| u64::try_from(due - turn.now).unwrap_or(0));
+    Ok(due.map_or(LOOK_EVERY, |due| LOOK_EVERY.min(Duration::from_millis(due))))
+}
+
+fn claim(turn: &Turn<'_>, holder: &Arc<Holder>, queue: &Arc<str>, limit: usize) -> rusqlite::Result<Vec<Claimed>> {
+    let mut statement = turn.connection.prepare_cached(CLAIM_WAITING)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = statement.query_map(params![&*holder.id, &**queue, turn.now, limit], |row| {
         let claim = Claim { message: row.get(0)?, attempt: row.get(1)? };
         let receipt = ClaimReceipt::new(holder.clone(), claim, queue.clone());
-        let claimed = Claimed { receipt, headers: row.get(2)?, properties: row.get(3)?, body: row.get(4)? };
-        Ok((row.get::<_, u8>(5)?, claimed))
+        let (headers, properties, body) = (row.get(2)?, row.get(3)?, row.get(4)?);
+        let (exchange, routing_key) = (row.get(5)?, row.get(6)?);
+        Ok((row.get::<_, u8>(7)?, Claimed { receipt, headers, properties, body, exchange, routing_key }))
     })?;
     let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     // RETURNING promises no order.
@@ -126,7 +154,9 @@ impl Claimed {
             properties: decode(&self.properties, &queue),
             body: self.body.into(),
         };
+        let routing_key = self.routing_key.unwrap_or_else(|| queue.to_string());
         Delivery::new(message, queue, attempts, Box::new(Permitted { receipt: self.receipt, _permit: permit }))
+            .routed(self.exchange, routing_key)
     }
 }
 
@@ -141,10 +171,14 @@ impl Receipt for Permitted {
     async fn settle(&self, verdict: Verdict) -> Result<(), BrokerError> {
         self.receipt.settle(verdict).await
     }
+
+    async fn postpone(&self, message: &Message, until: Timestamp) -> Result<(), BrokerError> {
+        self.receipt.postpone(message, until).await
+    }
 }
 
 /// A message whose headers cannot be read is handed out without any, for the reader to dead-letter.
-fn decode<T: serde::de::DeserializeOwned + Default>(text: &str, queue: &str) -> T {
+pub(super) fn decode<T: serde::de::DeserializeOwned + Default>(text: &str, queue: &str) -> T {
     serde_json::from_str(text).unwrap_or_else(|error| {
         tracing::error!(%error, queue, "a stored message is damaged");
         T::default()
@@ -155,10 +189,25 @@ fn decode<T: serde::de::DeserializeOwned + Default>(text: &str, queue: &str) -> 
 mod tests {
     use rtask_protocol::Headers;
 
-    use super::*;
+    use super::{super::store::Store, *};
 
     #[test]
     fn damaged_headers_read_as_none() {
         assert_eq!(decode::<Headers>("{", "q"), Headers::new());
+    }
+
+    /// Its cost is that of the messages that it claims, whatever else is in the queue.
+    #[tokio::test]
+    async fn a_claim_looks_at_nothing_that_is_postponed_and_sorts_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_apart(&folder.path().join("rtask.db")).unwrap();
+        let explain = |turn: &mut Turn<'_>| {
+            let mut statement = turn.connection.prepare(&format!("EXPLAIN QUERY PLAN {CLAIM_WAITING}"))?;
+            let steps = statement.query_map(params!["h", "q", 0, 64], |row| row.get("detail"))?;
+            steps.collect::<rusqlite::Result<Vec<String>>>()
+        };
+        let plan = store.run(explain).await.unwrap();
+        assert!(plan.iter().any(|step| step.contains("COVERING INDEX messages_waiting (queue=?)")), "{plan:?}");
+        assert!(!plan.iter().any(|step| step.contains("SCAN messages") || step.contains("ORDER BY")), "{plan:?}");
     }
 }

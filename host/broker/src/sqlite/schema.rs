@@ -11,16 +11,19 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use crate::{BrokerError, Refusal};
 
-/// Of the tables below. A file with a higher one was made by a newer rtask.
-const VERSION: i64 = 1;
+/// Of the tables below. A file with a higher one was made by a newer rtask; one with a lower one is brought up to it.
+const VERSION: i64 = STEPS.len() as i64;
 /// How long a transaction waits for another process's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The file also holds the registry's tables; each room keeps its own version.
 const ROOM: &str = "broker";
 
+/// What each version adds to the one before. A step that a released rtask has taken never changes.
+///
 /// Times are milliseconds since 1970. An id is never used twice, so that a stale claim can never settle another
 /// message.
-const TABLES: &str = "
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL,
@@ -45,7 +48,59 @@ CREATE TABLE results (
 CREATE INDEX results_expiring ON results (expires_at) WHERE expires_at IS NOT NULL;
 CREATE TABLE attempts (key TEXT PRIMARY KEY, count INTEGER NOT NULL, expires_at INTEGER NOT NULL) STRICT;
 CREATE INDEX attempts_expiring ON attempts (expires_at);
-";
+",
+    // Postponed messages are in no index that a claim looks into. The index of those that wait has all that a look
+    // into a queue asks for, since in the table that lies behind the bodies. A message without a routing key came by
+    // its queue's name; a queue without a holder stays.
+    "
+ALTER TABLE messages ADD COLUMN visible_at INTEGER;
+ALTER TABLE messages ADD COLUMN exchange TEXT NOT NULL DEFAULT '';
+ALTER TABLE messages ADD COLUMN routing_key TEXT;
+DROP INDEX messages_waiting;
+CREATE INDEX messages_waiting ON messages (queue, priority DESC, id, expires_at, claimed_by, visible_at)
+    WHERE claimed_by IS NULL AND visible_at IS NULL;
+CREATE INDEX messages_postponed ON messages (queue, visible_at) WHERE visible_at IS NOT NULL;
+DROP INDEX messages_claimed;
+CREATE INDEX messages_claimed ON messages (claimed_by, queue) WHERE claimed_by IS NOT NULL;
+
+CREATE TABLE queues (name TEXT PRIMARY KEY, holder TEXT) STRICT, WITHOUT ROWID;
+CREATE INDEX queues_held ON queues (holder) WHERE holder IS NOT NULL;
+CREATE TABLE exchanges (name TEXT PRIMARY KEY, kind TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE bindings (
+    exchange TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    arguments TEXT NOT NULL,
+    PRIMARY KEY (exchange, routing_key, queue, arguments)
+) STRICT, WITHOUT ROWID;
+INSERT INTO queues (name) SELECT DISTINCT queue FROM messages;
+INSERT INTO exchanges (name, kind) SELECT name, 'direct' FROM queues;
+INSERT INTO bindings (exchange, routing_key, queue, arguments) SELECT name, name, name, '{}' FROM queues;
+CREATE TABLE consumers (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, holder TEXT NOT NULL) STRICT;
+CREATE INDEX consumers_of_a_queue ON consumers (queue, holder);
+CREATE INDEX consumers_of_a_holder ON consumers (holder);
+CREATE TABLE broadcasts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    headers TEXT NOT NULL,
+    properties TEXT NOT NULL,
+    body BLOB NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX broadcasts_expiring ON broadcasts (expires_at);
+
+CREATE TABLE revoked_tasks (id TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
+CREATE INDEX revoked_tasks_expiring ON revoked_tasks (expires_at);
+CREATE TABLE revoked_stamps (
+    header TEXT NOT NULL,
+    value TEXT NOT NULL,
+    expires_at INTEGER NOT NULL,
+    PRIMARY KEY (header, value)
+) STRICT;
+CREATE INDEX revoked_stamps_expiring ON revoked_stamps (expires_at);
+CREATE TABLE turns (key TEXT PRIMARY KEY, next_us INTEGER NOT NULL, expires_at INTEGER NOT NULL) STRICT;
+CREATE INDEX turns_expiring ON turns (expires_at);
+",
+];
 
 /// Open the file, made with its folder and the tables if they do not exist, for its owner alone.
 pub(super) fn open(path: &Path) -> Result<Connection, BrokerError> {
@@ -90,19 +145,23 @@ fn create(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Make the tables unless they exist; answers their version.
+/// Take the steps that the file lacks; answers its version.
 fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     transaction
         .execute_batch("CREATE TABLE IF NOT EXISTS rooms (room TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT")?;
     let found =
         transaction.query_row("SELECT version FROM rooms WHERE room = ?1", [ROOM], |row| row.get(0)).optional()?;
-    if found.is_none() {
-        transaction.execute_batch(TABLES)?;
-        transaction.execute("INSERT INTO rooms (room, version) VALUES (?1, ?2)", (ROOM, VERSION))?;
+    let found = found.unwrap_or(0);
+    if !(0..VERSION).contains(&found) {
+        return Ok(found);
     }
+    for step in &STEPS[found as usize..] {
+        transaction.execute_batch(step)?;
+    }
+    transaction.execute("INSERT OR REPLACE INTO rooms (room, version) VALUES (?1, ?2)", (ROOM, VERSION))?;
     transaction.commit()?;
-    Ok(found.unwrap_or(VERSION))
+    Ok(VERSION)
 }
 
 /// What an error of SQLite means to us.
@@ -119,4 +178,45 @@ pub(super) fn explain(path: &Path, error: &rusqlite::Error) -> BrokerError {
 
 fn refused(path: &Path, reason: String) -> BrokerError {
     BrokerError::Refused { url: format!("sqlite:{}", path.display()), refusal: Refusal::Permission, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_first_version_is_brought_up_with_all_that_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rtask.db");
+        create(&path).unwrap();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch("CREATE TABLE rooms (room TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT").unwrap();
+        old.execute_batch(STEPS[0]).unwrap();
+        old.execute_batch(
+            "INSERT INTO rooms VALUES ('broker', 1), ('registry', 7);
+             INSERT INTO messages (queue, priority, headers, properties, body, attempts)
+             VALUES ('q', 3, '{}', '{}', x'5b5d', 2);
+             INSERT INTO results VALUES ('t', 'SUCCESS', '{}', NULL);",
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let connection = open(&path).unwrap();
+            let one = |query: &str| connection.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();
+            assert_eq!(one("SELECT version FROM rooms WHERE room = 'broker'"), 2);
+            assert_eq!(one("SELECT version FROM rooms WHERE room = 'registry'"), 7);
+            assert_eq!(one("SELECT attempts FROM messages WHERE queue = 'q' AND visible_at IS NULL"), 2);
+            assert_eq!(one("SELECT count(*) FROM bindings JOIN exchanges ON exchange = name WHERE queue = 'q'"), 1);
+            assert_eq!(one("SELECT count(*) FROM results"), 1);
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rtask.db");
+        open(&path).unwrap().execute("UPDATE rooms SET version = version + 1", []).unwrap();
+        let error = open(&path).expect_err("it was made by a newer rtask");
+        assert!(matches!(error, BrokerError::Damaged { .. }), "{error}");
+    }
 }

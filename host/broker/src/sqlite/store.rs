@@ -191,7 +191,15 @@ impl Worker {
 
 /// Delete what has expired. Until then readers pass over it.
 fn sweep(connection: &Connection, now: i64) -> rusqlite::Result<()> {
-    for (table, condition) in [("results", "TRUE"), ("attempts", "TRUE"), ("messages", "claimed_by IS NULL")] {
+    for (table, condition) in [
+        ("results", "TRUE"),
+        ("attempts", "TRUE"),
+        ("messages", "claimed_by IS NULL"),
+        ("broadcasts", "TRUE"),
+        ("revoked_tasks", "TRUE"),
+        ("revoked_stamps", "TRUE"),
+        ("turns", "TRUE"),
+    ] {
         let swept = format!(
             "DELETE FROM {table} WHERE rowid IN
                  (SELECT rowid FROM {table} WHERE expires_at <= ?1 AND {condition} LIMIT ?2)"

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use lapin::{
     Connection, ConnectionProperties, ExchangeKind,
     options::{BasicGetOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions},
@@ -40,7 +41,7 @@ pub async fn declare(url: &str, queue: &str, argument: &str, value: AMQPValue) {
 async fn headers_have_the_types_that_py_amqp_gives_them() {
     let (broker, queue) = (broker().await, unique("queue"));
     let message = Message { headers: golden_headers(), ..publication("", "").message };
-    broker.publish(Publication { queue: queue.clone(), message }).await.unwrap();
+    broker.publish(Publication::to_queue(&queue, message)).await.unwrap();
     let channel = channel(&amqp_url()).await;
     let got = channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap().unwrap();
     let headers = got.delivery.properties.headers().clone().unwrap();
@@ -110,6 +111,24 @@ async fn an_exchange_of_another_kind_is_not_in_the_way() {
     channel.exchange_declare(queue.as_str().into(), kind, options, FieldTable::default()).await.unwrap();
     broker.publish(publication(&queue, "")).await.unwrap();
     until(async || broker.waiting(&queue).await.unwrap() == 1).await;
+}
+
+/// RabbitMQ allows 2,047 channels for a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_messages_can_be_taken_than_there_are_channels() {
+    const MANY: usize = 2_100;
+    let (broker, queue) = (broker().await, unique("queue"));
+    try_join_all((0..MANY).map(|_| broker.publish(publication(&queue, "")))).await.unwrap();
+    let mut taken = Vec::new();
+    for _ in 0..MANY {
+        taken.push(broker.take(&queue).await.unwrap().unwrap());
+    }
+    // Another queue, though it is none, is not in their way.
+    assert!(broker.take(&unique("queue")).await.unwrap().is_none());
+    for delivery in taken {
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(broker.waiting(&queue).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

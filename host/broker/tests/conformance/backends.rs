@@ -35,7 +35,7 @@ facts![
     everybody_who_waits_is_told,
     a_wait_that_is_given_up_leaves_nothing_behind,
     a_record_expires,
-    attempts_are_counted_by_key,
+    nobody_has_to_be_told_where_to_reply,
 ];
 
 pub fn success(task_id: &str, value: i64) -> Record {
@@ -60,7 +60,7 @@ async fn a_stored_record_reads_back_from_another_connection(lab: BackendLab) {
         failure(&id),
         success(&id, 4),
     ] {
-        lab.backend.store(&record).await.unwrap();
+        lab.backend.store(&record, None).await.unwrap();
         let stored = lab.other.get(&id).await.unwrap().unwrap();
         assert_eq!(stored.encode(), record.encode());
     }
@@ -68,9 +68,9 @@ async fn a_stored_record_reads_back_from_another_connection(lab: BackendLab) {
 
 async fn a_success_is_never_overwritten(lab: BackendLab) {
     let id = unique("task");
-    lab.backend.store(&success(&id, 4)).await.unwrap();
+    lab.backend.store(&success(&id, 4), None).await.unwrap();
     for later in [failure(&id), Record::started(&id, 7, "w2@host"), success(&id, 5)] {
-        lab.other.store(&later).await.unwrap();
+        lab.other.store(&later, None).await.unwrap();
     }
     let stored = lab.backend.get(&id).await.unwrap().unwrap();
     assert_eq!((stored.status, stored.result.get()), (State::Success, "4"));
@@ -78,14 +78,14 @@ async fn a_success_is_never_overwritten(lab: BackendLab) {
 
 async fn a_failure_gives_way_to_a_success(lab: BackendLab) {
     let id = unique("task");
-    lab.backend.store(&failure(&id)).await.unwrap();
-    lab.other.store(&success(&id, 4)).await.unwrap();
+    lab.backend.store(&failure(&id), None).await.unwrap();
+    lab.other.store(&success(&id, 4), None).await.unwrap();
     assert_eq!(lab.backend.get(&id).await.unwrap().unwrap().status, State::Success);
 }
 
 async fn wait_answers_what_is_there_already(lab: BackendLab) {
     let id = unique("task");
-    lab.backend.store(&failure(&id)).await.unwrap();
+    lab.backend.store(&failure(&id), None).await.unwrap();
     assert_eq!(soon(lab.other.wait(&id)).await.unwrap().status, State::Failure);
 }
 
@@ -93,8 +93,8 @@ async fn wait_wakes_when_another_connection_stores(lab: BackendLab) {
     let id = unique("task");
     let waiting = lab.other.wait(&id);
     let storing = async {
-        lab.backend.store(&Record::started(&id, 7, "w1@host")).await.unwrap();
-        lab.backend.store(&success(&id, 4)).await.unwrap();
+        lab.backend.store(&Record::started(&id, 7, "w1@host"), None).await.unwrap();
+        lab.backend.store(&success(&id, 4), None).await.unwrap();
     };
     let (record, ()) = soon(futures::future::join(waiting, storing)).await;
     assert_eq!(record.unwrap().result.get(), "4");
@@ -110,7 +110,7 @@ async fn everybody_who_waits_is_told(lab: BackendLab) {
         })
         .collect();
     for id in &ids {
-        lab.backend.store(&success(id, 4)).await.unwrap();
+        lab.backend.store(&success(id, 4), None).await.unwrap();
     }
     for (waiting, expected) in waiting.into_iter().zip([&ids[0], &ids[1], &ids[0]]) {
         assert_eq!(&soon(waiting).await.unwrap(), expected);
@@ -121,24 +121,23 @@ async fn a_wait_that_is_given_up_leaves_nothing_behind(lab: BackendLab) {
     let id = unique("task");
     let given_up = tokio::time::timeout(Duration::from_millis(50), lab.other.wait(&id)).await;
     assert!(given_up.is_err());
-    lab.backend.store(&success(&id, 4)).await.unwrap();
+    lab.backend.store(&success(&id, 4), None).await.unwrap();
     assert_eq!(soon(lab.other.wait(&id)).await.unwrap().result.get(), "4");
 }
 
 async fn a_record_expires(lab: BackendLab) {
     let id = unique("task");
     let forgetful = lab.keeping(Some(Duration::from_secs(1))).await;
-    forgetful.store(&success(&id, 4)).await.unwrap();
+    forgetful.store(&success(&id, 4), None).await.unwrap();
     until(async || lab.other.get(&id).await.unwrap().is_none()).await;
     // It is as if it had never been.
-    lab.backend.store(&failure(&id)).await.unwrap();
+    lab.backend.store(&failure(&id), None).await.unwrap();
     assert_eq!(lab.other.get(&id).await.unwrap().unwrap().status, State::Failure);
 }
 
-async fn attempts_are_counted_by_key(lab: BackendLab) {
-    let (key, other) = (unique("message"), unique("message"));
-    assert_eq!(lab.backend.count_attempt(&key).await.unwrap(), 1);
-    assert_eq!(lab.other.count_attempt(&key).await.unwrap(), 2);
-    assert_eq!(lab.backend.count_attempt(&key).await.unwrap(), 3);
-    assert_eq!(lab.backend.count_attempt(&other).await.unwrap(), 1);
+async fn nobody_has_to_be_told_where_to_reply(lab: BackendLab) {
+    assert_eq!(lab.backend.reply_to().await.unwrap(), None);
+    let id = unique("task");
+    lab.backend.store(&success(&id, 4), Some("somewhere")).await.unwrap();
+    assert_eq!(lab.other.get(&id).await.unwrap().unwrap().result.get(), "4");
 }

@@ -1,23 +1,44 @@
 //! Where the tests find their servers, and how they wait.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use rtask_broker::{
-    BrokerError, Patience, Publication, Retention, SharedBackend, SharedBroker, connect_backend, connect_broker,
+    BrokerError, Patience, Publication, Queue, Retention, SharedBackend, SharedBroker, Subscription, Transport,
+    connect_backend, connect_broker,
 };
 use rtask_protocol::{Message, Properties};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Generous: reached only by a test that fails.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// Make a test of each fact for each broker, but for those that do not hold for a quorum queue or on Redis.
+macro_rules! broker_facts {
+    ($($fact:ident),* $(,)?
+     $(; except quorum and redis: $($unfair:ident),*)?
+     $(; except redis: $($unlike:ident),*)?) => {
+        crate::servers::broker_facts!(@ sqlite: $($fact,)* $($($unfair,)*)? $($($unlike,)*)?);
+        crate::servers::broker_facts!(@ rabbitmq: $($fact,)* $($($unfair,)*)? $($($unlike,)*)?);
+        crate::servers::broker_facts!(@ rabbitmq_quorum: $($fact,)* $($($unlike,)*)?);
+        crate::servers::broker_facts!(@ redis: $($fact,)*);
+    };
+    (@ $lab:ident: $($fact:ident,)*) => {
+        mod $lab {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $fact() {
+                super::$fact(crate::servers::BrokerLab::$lab().await).await
+            })*
+        }
+    };
+}
+pub(crate) use broker_facts;
 
 /// Two handles on one broker, and a queue that no other test uses.
 pub struct BrokerLab {
     pub broker: SharedBroker,
     pub other: SharedBroker,
     pub queue: String,
-    /// The AMQP server, where it is one.
-    pub server: Option<String>,
     _folder: Option<TempDir>,
 }
 
@@ -25,18 +46,37 @@ impl BrokerLab {
     pub async fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("rtask.db").display());
-        Self::new(&url, None, Some(folder)).await
+        Self::new(&url, Patience::FailFast, Some(folder)).await
+    }
+
+    /// With a prefix of its own, since its tests share the database.
+    pub async fn redis() -> Self {
+        let key_prefix = format!("{}/", unique("prefix"));
+        Self::new(&redis_url(), Transport { key_prefix, ..Patience::FailFast.into() }, None).await
     }
 
     pub async fn rabbitmq() -> Self {
-        let url = amqp_url();
-        Self::new(&url, Some(url.clone()), None).await
+        Self::new(&amqp_url(), Patience::FailFast, None).await
     }
 
-    async fn new(url: &str, server: Option<String>, folder: Option<TempDir>) -> Self {
-        let broker = connect_broker(url, Patience::FailFast).await.unwrap();
-        let other = connect_broker(url, Patience::FailFast).await.unwrap();
-        Self { broker, other, queue: unique("queue"), server, _folder: folder }
+    /// Whoever uses the queue finds it as a quorum queue.
+    pub async fn rabbitmq_quorum() -> Self {
+        let lab = Self::rabbitmq().await;
+        lab.declare(with_argument(&lab.queue, "x-queue-type", "quorum")).await;
+        lab
+    }
+
+    async fn new(url: &str, transport: impl Into<Transport>, folder: Option<TempDir>) -> Self {
+        let transport = transport.into();
+        let broker = connect_broker(url, transport.clone()).await.unwrap();
+        let other = connect_broker(url, transport).await.unwrap();
+        Self { broker, other, queue: unique("queue"), _folder: folder }
+    }
+
+    /// As a consumer declares it.
+    pub async fn declare(&self, queue: Queue) {
+        let subscription = Subscription { queues: vec![queue], prefetch: 1, tag: unique("consumer") };
+        soon(self.broker.consume(subscription).await.unwrap().cancel()).await;
     }
 
     pub async fn publish(&self, body: &str) {
@@ -92,6 +132,12 @@ fn server(variable: &str) -> String {
     })
 }
 
+/// Administer the RabbitMQ.
+pub fn rabbitmqctl(arguments: &[&str]) {
+    let done = Command::new(server("RTASK_TEST_RABBITMQCTL")).arg("--quiet").args(arguments).status();
+    assert!(done.unwrap().success(), "rabbitmqctl {arguments:?}");
+}
+
 pub fn unique(what: &str) -> String {
     format!("rtask-test-{what}-{}", uuid::Uuid::new_v4())
 }
@@ -99,7 +145,14 @@ pub fn unique(what: &str) -> String {
 pub fn publication(queue: &str, body: &str) -> Publication {
     let message =
         Message { properties: Properties::persistent_json(), body: body.to_owned().into(), ..Message::default() };
-    Publication { queue: queue.to_owned(), message }
+    Publication::to_queue(queue, message)
+}
+
+/// A queue that is declared with an argument, and else as Celery declares it.
+pub fn with_argument(queue: &str, argument: &str, value: impl Into<Value>) -> Queue {
+    let mut queue = Queue::named(queue);
+    queue.arguments.insert(argument.to_owned(), value.into());
+    queue
 }
 
 /// What a future that ends soon answers.

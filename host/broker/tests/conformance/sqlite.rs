@@ -21,18 +21,18 @@ use crate::{
 };
 
 /// Long enough not to run out by itself.
-const LONG_LEASE: Duration = Duration::from_secs(60);
+pub const LONG_LEASE: Duration = Duration::from_secs(60);
 /// Runs out while a test looks on.
-const SHORT_LEASE: Duration = Duration::from_millis(300);
+pub const SHORT_LEASE: Duration = Duration::from_millis(300);
 
-fn file() -> (TempDir, PathBuf) {
+pub fn file() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rtask.db");
     (folder, path)
 }
 
 /// As another process would open it.
-async fn apart(path: &Path, lease: Duration) -> SqliteBroker {
+pub async fn apart(path: &Path, lease: Duration) -> SqliteBroker {
     SqliteBroker::open_apart(path.to_owned(), lease).await.unwrap()
 }
 
@@ -53,7 +53,7 @@ async fn another_process_is_woken_by_a_message_and_by_a_result() {
     for round in 0..20 {
         let id = round.to_string();
         let record = success(&id, round);
-        let (waited, stored) = soon(futures::future::join(here.wait(&id), there.store(&record))).await;
+        let (waited, stored) = soon(futures::future::join(here.wait(&id), there.store(&record, None))).await;
         stored.unwrap();
         assert_eq!(waited.unwrap().result.get(), id);
     }
@@ -168,7 +168,7 @@ async fn a_file_that_is_not_ours_is_refused() {
     let newer = rusqlite::Connection::open(&path).unwrap();
     newer.execute("UPDATE rooms SET version = version + 1", []).unwrap();
     let error = open(&path).await;
-    assert!(matches!(&error, BrokerError::Damaged { .. }) && error.to_string().contains("version 2"), "{error}");
+    assert!(matches!(&error, BrokerError::Damaged { .. }) && error.to_string().contains("version 3"), "{error}");
     let error = open(Path::new("/proc/rtask/rtask.db")).await;
     assert!(matches!(error, BrokerError::Refused { refusal: Refusal::Permission, .. }), "{error}");
 }
@@ -179,7 +179,7 @@ async fn messages_and_results_outlive_the_process() {
     let broker = apart(&path, LONG_LEASE).await;
     broker.publish(publication("q", "kept")).await.unwrap();
     let backend = SqliteBackend::open_apart(path.clone(), Retention::default()).await.unwrap();
-    backend.store(&success("t", 4)).await.unwrap();
+    backend.store(&success("t", 4), None).await.unwrap();
     drop((broker, backend));
     let broker = apart(&path, LONG_LEASE).await;
     assert_eq!(body(&broker.take("q").await.unwrap().unwrap()), "kept");

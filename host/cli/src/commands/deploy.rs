@@ -73,7 +73,7 @@ struct Deployed<'a> {
 pub async fn run(deploy: Deploy, settings: Settings, output: Output) -> Result<ExitCode, Failure> {
     let file = deploy.file.display();
     let component = read(&deploy.file, settings.limits.component)?;
-    let registry = rtask_registry::connect(settings.registry()?).await?;
+    let registry = super::connect_registry(&settings).await?;
     let refused = format!("{file} is refused; nothing has changed");
     let manifest = examine(&component, &settings, output).await.attempt(&refused)?;
     let module = deploy.name.unwrap_or_else(|| manifest.module.clone());
@@ -121,7 +121,7 @@ async fn examine(component: &[u8], settings: &Settings, output: Output) -> Resul
     let step = Step::begin(output, "Asking it for its tasks");
     let runner = sandbox.runner().await?;
     let loaded = runner.load(&code).await?;
-    let limits = Limits { time: DESCRIBE_TIME, result: MAX_SIZE as u64, ..settings.run_limits() };
+    let limits = Limits { time: DESCRIBE_TIME, soft_time: None, result: MAX_SIZE as u64, ..settings.run_limits() };
     let described = loaded.describe(&limits).await;
     let manifest = Manifest::parse(&described.map_err(|exit| Failure::new(blunder(&exit)))?)?;
     step.done(&counted(manifest.tasks.len(), "task"));
@@ -135,11 +135,13 @@ fn blunder(exit: &Exit) -> String {
         Exit::Raised(exception) => format!("it raised {}: {}", exception.kind, exception.arguments),
         Exit::Rejected { reason, .. } => format!("it rejected the question: {reason}"),
         Exit::Ignored => "it ignored the question".to_owned(),
+        Exit::Retry { .. } => "it asked to be asked again".to_owned(),
+        Exit::Cancelled => "it was ended from outside".to_owned(),
         Exit::Trapped { panicked: Some(panic), .. } => format!("it panicked: {}", panic.arguments),
         Exit::Trapped { reason, .. } => format!("it trapped: {reason}"),
         Exit::Lost(reason) => format!("the runner process was lost: {reason}"),
         Exit::Exceeded(limit) => match limit {
-            Limit::Time(limit) => format!("it took more time than the {limit:?} allowed"),
+            Limit::Time(limit) | Limit::SoftTime(limit) => format!("it took more time than the {limit:?} allowed"),
             Limit::Memory(limit) => {
                 format!("it used more memory than the {} allowed", Size(*limit))
             }
@@ -149,6 +151,7 @@ fn blunder(exit: &Exit) -> String {
                 format!("its manifest is larger than the {} allowed", Size(*limit))
             }
             Limit::States(_) | Limit::StatesSize(_) => "it set states, as only a running task may".to_owned(),
+            Limit::Sends(_) | Limit::SendSize(_) => "it sent tasks, as only a running task may".to_owned(),
         },
     };
     format!("it could not say what tasks it has: {}", visible::line(&reason))

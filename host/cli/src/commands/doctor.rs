@@ -1,9 +1,9 @@
 //! `rtask doctor`: try what rtask needs on this machine, and say what is in force.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, fs::File, io::Read, path::Path, process::ExitCode};
 
 use clap::Args;
-use rtask_broker::{Patience, connect_backend, connect_broker, error::without_password};
+use rtask_broker::{Patience, connect_backend, connect_broker, connect_ledger, error::without_password};
 use rtask_sandbox::{
     Sandbox, privileges,
     self_test::{self, SelfTest},
@@ -21,7 +21,7 @@ use crate::{
 
 /// Test this machine and the servers, and say what keeps tasks locked in
 ///
-/// Exits with 1 if something that rtask needs does not work.
+/// Exits with 1 if something that rtask needs does not work, and with 3 if that is a server which cannot be reached.
 #[derive(Debug, Args)]
 pub struct Doctor {}
 
@@ -43,6 +43,9 @@ struct Finding {
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
+    /// What the command exits with for it.
+    #[serde(skip)]
+    code: Code,
 }
 
 pub async fn run(settings: Settings, output: Output) -> Result<ExitCode, Failure> {
@@ -51,13 +54,23 @@ pub async fn run(settings: Settings, output: Output) -> Result<ExitCode, Failure
     step.says("the sandbox");
     findings.extend(sandbox(&settings).await);
     step.says("the servers");
-    findings.extend([broker(&settings).await, backend(&settings).await, registry(&settings).await]);
+    findings.extend(tls(&settings));
+    findings.extend(servers(&settings).await);
     drop(step);
 
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
     output.answer(lines.join("\n"), &findings)?;
-    let works = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
-    Ok(if works { ExitCode::SUCCESS } else { Code::Failed.into() })
+    Ok(exit_code(&findings))
+}
+
+/// A server that cannot be reached is what to look at first.
+fn exit_code(findings: &[Finding]) -> ExitCode {
+    let mut failed = findings.iter().filter(|finding| finding.verdict == Verdict::Fail).map(|finding| finding.code);
+    match failed.clone().find(|code| *code == Code::Unreachable).or_else(|| failed.next()) {
+        Some(Code::Unreachable) => Code::Unreachable.into(),
+        Some(Code::Failed | Code::Usage) => Code::Failed.into(),
+        None => ExitCode::SUCCESS,
+    }
 }
 
 fn kernel() -> Finding {
@@ -128,24 +141,94 @@ fn memory(test: &SelfTest) -> Finding {
     }
 }
 
+/// Whether the files that are named can be read and hold what they should; that a server takes them is seen when it
+/// is reached.
+fn tls(settings: &Settings) -> Vec<Finding> {
+    let named = [settings.broker_use_ssl.files(), settings.redis_backend_use_ssl.files()];
+    let mut files: Vec<_> = named.into_iter().flatten().collect();
+    files.sort_unstable();
+    files.dedup();
+    let problem = |file: &Path| Some(format!("{}: {}", file.display(), pem_problem(file)?));
+    let problems: Vec<String> = files.iter().filter_map(|file| problem(file)).collect();
+    match (files.len(), problems.is_empty()) {
+        (0, _) => vec![],
+        (count, true) => vec![Finding::ok("TLS files", format!("{count} can be read"))],
+        (_, false) => {
+            let advice = "name PEM files that the user of rtask may read, in broker_use_ssl and redis_backend_use_ssl";
+            vec![Finding::fail("TLS files", problems.join("; "), advice)]
+        }
+    }
+}
+
+/// What every PEM file holds (RFC 7468).
+const PEM: &str = "-----BEGIN ";
+/// It stands near the start, after comments (bytes).
+const LOOKED_AT: u64 = 64 << 10;
+
+fn pem_problem(file: &Path) -> Option<String> {
+    let mut start = Vec::new();
+    match File::open(file).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut start)) {
+        Err(error) => Some(error.to_string()),
+        Ok(_) if String::from_utf8_lossy(&start).contains(PEM) => None,
+        Ok(_) => Some("it is no PEM file".to_owned()),
+    }
+}
+
+async fn servers(settings: &Settings) -> Vec<Finding> {
+    let mut findings = vec![broker(settings).await, backend(settings).await];
+    // Nothing new where both are the same server.
+    if settings.ledger().ok() != settings.backend().ok() {
+        findings.push(ledger(settings).await);
+    }
+    findings.push(registry(settings).await);
+    findings
+}
+
 async fn broker(settings: &Settings) -> Finding {
     reach("broker", settings.broker(), async |url| {
-        let broker = connect_broker(url, Patience::FailFast).await?;
-        let waiting = broker.waiting(&settings.task_default_queue).await;
+        let broker = connect_broker(url, settings.broker_transport(Patience::FailFast)?).await?;
+        let mut told = Vec::new();
+        for queue in settings.queues(None, None)? {
+            let shown = visible::line(&queue.name);
+            told.push(match broker.inspect(&queue.name).await? {
+                Some(stats) => format!("{} messages wait in queue `{shown}`", stats.messages),
+                None => format!("queue `{shown}` is not there yet"),
+            });
+        }
         broker.close().await;
-        Ok(format!("{} messages wait in queue `{}`", waiting?, settings.task_default_queue))
+        Ok(told.join(", "))
     })
     .await
 }
+
+/// What results are asked for to see whether somebody answers.
+const NOBODYS_TASK: &str = "rtask-doctor";
 
 async fn backend(settings: &Settings) -> Finding {
     let url = match settings.backend() {
         Ok(url) => url,
         Err(error) => return Finding::failed("result backend", error),
     };
+    if settings.results_travel() {
+        return Finding::ok("result backend", "results travel over the broker, to whoever sent the task");
+    }
     reach("result backend", url, async |url| {
-        let backend = connect_backend(url, settings.retention(), Patience::FailFast).await?;
-        backend.get("rtask-doctor").await?;
+        let transport = settings.backend_transport(Patience::FailFast)?;
+        let backend = connect_backend(url, settings.retention(), transport).await?;
+        backend.get(NOBODYS_TASK).await?;
+        Ok("it answers".to_owned())
+    })
+    .await
+}
+
+async fn ledger(settings: &Settings) -> Finding {
+    let url = match settings.ledger() {
+        Ok(url) => url,
+        Err(error) => return Finding::failed("ledger", error),
+    };
+    reach("ledger", url, async |url| {
+        let ledger = connect_ledger(url, settings.backend_transport(Patience::FailFast)?).await?;
+        ledger.is_revoked(NOBODYS_TASK).await?;
         Ok("it answers".to_owned())
     })
     .await
@@ -156,8 +239,8 @@ async fn registry(settings: &Settings) -> Finding {
         Ok(url) => url,
         Err(error) => return Finding::failed("registry", error),
     };
-    reach("registry", url, async |url| {
-        let registry = rtask_registry::connect(url).await?;
+    reach("registry", url, async |_| {
+        let registry = super::connect_registry(settings).await?;
         let modules = registry.modules(rtask_registry::DEFAULT_TENANT).await?;
         let workers = registry.workers().await?;
         let names: Vec<String> = workers.iter().map(|worker| visible::line(&worker.name)).collect();
@@ -185,7 +268,7 @@ async fn reach(
 
 impl Finding {
     fn ok(subject: &'static str, detail: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Ok, detail: detail.into(), advice: None }
+        Self { subject, verdict: Verdict::Ok, detail: detail.into(), advice: None, code: Code::Failed }
     }
 
     fn warn(subject: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
@@ -198,8 +281,9 @@ impl Finding {
 
     fn failed(subject: &'static str, failure: impl Into<Failure>) -> Self {
         let failure: Failure = failure.into();
+        let code = failure.code();
         let (detail, advice) = failure.into_parts();
-        Self { verdict: Verdict::Fail, advice, ..Self::ok(subject, detail) }
+        Self { verdict: Verdict::Fail, advice, code, ..Self::ok(subject, detail) }
     }
 }
 
@@ -221,6 +305,8 @@ impl fmt::Display for Finding {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use rtask_broker::BrokerError;
 
     use super::*;
 
@@ -248,6 +334,33 @@ mod tests {
         }
         let slow = SelfTest { pagemap_scan: false, ..test() };
         assert_eq!((memory(&slow).verdict, memory(&test()).verdict), (Verdict::Warn, Verdict::Ok));
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_reached_has_an_exit_code_of_its_own() {
+        let down = || BrokerError::Unreachable { url: "amqp://h".to_owned(), reason: "refused".to_owned() };
+        let fine = || Finding::ok("kernel", "Linux");
+        let wrong = || Finding::fail("isolation", "none", "do not");
+        let rows = [
+            (vec![fine()], ExitCode::SUCCESS),
+            (vec![fine(), wrong()], Code::Failed.into()),
+            (vec![Finding::failed("user", Failure::usage("nobody")), fine()], Code::Failed.into()),
+            (vec![wrong(), fine(), Finding::failed("broker", down())], Code::Unreachable.into()),
+        ];
+        for (findings, expected) in rows {
+            assert_eq!(exit_code(&findings), expected, "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_certificate_is_told_from_one_that_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        assert!(pem_problem(&file).unwrap().contains("No such file"));
+        std::fs::write(&file, "certificate").unwrap();
+        assert!(pem_problem(&file).unwrap().contains("no PEM file"));
+        std::fs::write(&file, "# ours\n-----BEGIN CERTIFICATE-----\n").unwrap();
+        assert_eq!(pem_problem(&file), None);
     }
 
     #[test]

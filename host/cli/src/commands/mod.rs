@@ -3,15 +3,22 @@
 pub mod build;
 pub mod call;
 pub mod completions;
+pub mod control;
+pub mod dead_letters;
 pub mod deploy;
 pub mod doctor;
+pub mod inspect;
 pub mod modules;
+pub mod purge;
+pub mod queues;
+mod remote;
 pub mod result;
 pub mod version;
 pub mod worker;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
+use rtask_registry::SharedRegistry;
 use rtask_sandbox::{Account, CompileLimits, SandboxOptions, privileges};
 use tokio::runtime::{Builder, Runtime};
 
@@ -57,6 +64,12 @@ fn sandbox_options(settings: &Settings, slots: usize) -> Result<SandboxOptions, 
     })
 }
 
+/// # Errors
+/// Of settings, and when the registry is down or refuses.
+async fn connect_registry(settings: &Settings) -> Result<SharedRegistry, Failure> {
+    Ok(rtask_registry::connect_over_tls(settings.registry()?, &settings.registry_tls()?).await?)
+}
+
 /// Who a root process, or its children, become; none if this is no root process.
 fn unprivileged(settings: &Settings) -> Result<Option<Account>, Failure> {
     if !privileges::is_root() {
@@ -71,6 +84,31 @@ fn unprivileged(settings: &Settings) -> Result<Option<Account>, Failure> {
 /// The file of a `sqlite:PATH` URL; none for other URLs, and for one that names no file.
 fn embedded_path(url: &str) -> Option<&Path> {
     url.strip_prefix("sqlite:").filter(|path| !matches!(*path, "" | ":memory:")).map(Path::new)
+}
+
+/// `1 queue`, `2 queues`.
+fn plural(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+/// For arguments: `KEY=VALUE`.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+/// For arguments: a text of 1 to `limit` bytes.
+fn text_within(text: &str, limit: usize) -> Result<String, String> {
+    match text.len() {
+        0 => Err("it is empty".to_owned()),
+        length if length > limit => Err(format!("it has {length} bytes, more than the {limit} allowed")),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// What `%h` stands for in a node name.

@@ -23,7 +23,7 @@ pub struct Modules {}
 const SHOWN_DIGEST: usize = "sha256:".len() + 12;
 
 pub async fn run(settings: Settings, output: Output) -> Result<ExitCode, Failure> {
-    let registry = rtask_registry::connect(settings.registry()?).await?;
+    let registry = super::connect_registry(&settings).await?;
     let modules = registry.modules(DEFAULT_TENANT).await?;
     let text = if modules.is_empty() {
         "no modules yet; deploy one with `rtask deploy FILE.wasm`".to_owned()

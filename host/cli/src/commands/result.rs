@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use rtask_broker::{Patience, ResultBackend, connect_backend};
+use rtask_broker::{BrokerError, Patience, ResultBackend, connect_backend};
 use rtask_protocol::{Record, State, repr};
 use serde_json::{Value, json};
 
@@ -45,7 +45,11 @@ impl Wait {
 
 pub async fn run(result: TaskResult, settings: Settings, output: Output) -> Result<ExitCode, Failure> {
     let (id, url) = (result.task_id, settings.backend()?);
-    let backend = connect_backend(url, settings.retention(), Patience::FailFast).await?;
+    if settings.results_travel() {
+        return Err(BrokerError::Elsewhere { task_id: id }.into());
+    }
+    let transport = settings.backend_transport(Patience::FailFast)?;
+    let backend = connect_backend(url, settings.retention(), transport).await?;
     if result.wait.is_asked() {
         let record = wait(backend.as_ref(), &id, result.wait, output).await?;
         return show(&record, output);
@@ -93,21 +97,46 @@ pub fn show(record: &Record, output: Output) -> Result<ExitCode, Failure> {
         output::print(visible::json(&record.encode()))?;
         return Ok(code);
     }
+    let status = visible::line(record.status.name());
     match record.status {
         State::Success => output::print(visible::json(record.result.get()))?,
-        State::Failure | State::Revoked => {
-            output.note(visible::line(&exception(record)));
-            if let Some(traceback) = record.traceback.as_deref().map(str::trim_end).filter(|text| !text.is_empty()) {
-                output.note(visible::lines(traceback));
-            }
+        State::Failure | State::Revoked => show_exception(record, output),
+        State::Rejected | State::Ignored => output::print(status)?,
+        State::Retry => {
+            output::print(status)?;
+            show_exception(record, output);
+            output.note(NOT_DONE);
         }
-        State::Rejected | State::Ignored => output::print(record.status.name())?,
-        State::Pending | State::Received | State::Started | State::Retry | State::Custom(_) => {
-            output::print(visible::line(record.status.name()))?;
-            output.note("the task is not done; wait for it with --wait");
+        State::Started | State::Custom(_) => {
+            output::print(status)?;
+            output.note(visible::json(record.result.get()));
+            output.note(NOT_DONE);
+        }
+        State::Pending | State::Received => {
+            output::print(status)?;
+            output.note(NOT_DONE);
         }
     }
+    let children = children(&record.children);
+    if !children.is_empty() {
+        output.note(format_args!("it sent {}", visible::line(&children.join(", "))));
+    }
     Ok(code)
+}
+
+const NOT_DONE: &str = "the task is not done; wait for it with --wait";
+
+fn show_exception(record: &Record, output: Output) {
+    output.note(visible::line(&exception(record)));
+    if let Some(traceback) = record.traceback.as_deref().map(str::trim_end).filter(|text| !text.is_empty()) {
+        output.note(visible::lines(traceback));
+    }
+}
+
+/// The ids of the tasks and groups that the task sent, which are nested pairs (`celery/result.py`, `as_tuple`).
+fn children(recorded: &Value) -> Vec<&str> {
+    let children = recorded.as_array().into_iter().flatten();
+    children.filter_map(|child| child.get(0)?.get(0)?.as_str()).collect()
 }
 
 /// Celery's word for what no store knows of: it may be waiting, running, forgotten, or have never been sent.
@@ -154,6 +183,19 @@ mod tests {
             let exception = Exception::new("builtins", "ValueError", arguments);
             let record = Record::failure("t", &exception, None, Timestamp::UNIX_EPOCH);
             assert_eq!(self::exception(&record), expected);
+        }
+    }
+
+    #[test]
+    fn children_are_told_by_their_ids() {
+        let rows = [
+            (json!([[["a", null], null], [["g", null], [[["m", null], null]]]]), vec!["a", "g"]),
+            (json!([]), vec![]),
+            (json!(null), vec![]),
+            (json!([1, [], [[]], [[2]], {}]), vec![]),
+        ];
+        for (recorded, expected) in rows {
+            assert_eq!(children(&recorded), expected, "{recorded}");
         }
     }
 

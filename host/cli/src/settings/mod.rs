@@ -1,25 +1,39 @@
 //! Everything that can be set, in one typed value: defaults < `rtask.toml` < `RTASK_*` < flags.
 //!
 //! The names are Celery's wherever the meaning is. [`sources`] reads file and environment, the commands apply their
-//! flags to what it returns, and [`units`] says how sizes and times are written in all three.
+//! flags to what it returns, and [`units`] says how sizes and times are written in all three. What is made of them
+//! for the rooms below is beside the settings that it is made of: [`queues`], [`routes`], [`content`],
+//! [`security`], [`transport`] and [`limits`].
 
+mod content;
+mod limits;
+mod pairs;
+mod queues;
+mod routes;
+mod security;
 mod sources;
+mod transport;
 mod units;
 
 use std::{
-    num::{NonZeroU16, NonZeroU32, NonZeroUsize},
+    num::{NonZeroU8, NonZeroU32, NonZeroUsize},
     path::PathBuf,
 };
 
 use rtask_broker::Retention;
-use rtask_protocol::names::DEFAULT_QUEUE;
-use rtask_sandbox::CompileLimits;
-use rtask_worker::LONGEST_RUN;
+use rtask_protocol::{Compression, ContentName, names::DEFAULT_QUEUE, rate::Rate, security::Digest};
 use serde::{Deserialize, Serialize};
 
+use content::{AcceptedContent, RateLimits};
+pub use limits::Limits;
+pub use queues::ExchangeType;
+use queues::{QueueType, TaskQueues};
+use routes::TaskRoutes;
+pub use security::Secret;
 pub use sources::{Environment, SettingsError};
-pub use units::{Names, Seconds, Size};
-use units::{bounded, optional, value};
+use transport::{BackendOptions, BrokerOptions, TlsFiles};
+pub use units::{Names, Seconds, Size, Text};
+use units::{optional, value};
 
 /// Broker, result backend and registry of those who name none.
 const EMBEDDED: &str = "sqlite:.rtask/rtask.db";
@@ -30,60 +44,112 @@ const EMBEDDED: &str = "sqlite:.rtask/rtask.db";
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub broker_url: Option<String>,
+    pub broker_use_ssl: TlsFiles,
+    pub broker_transport_options: BrokerOptions,
     pub result_backend: Option<String>,
+    pub redis_backend_use_ssl: TlsFiles,
+    pub result_backend_transport_options: BackendOptions,
     pub registry: Option<String>,
+
     /// For calls that name no queue, and for workers that name none.
     pub task_default_queue: String,
-    /// What a worker consumes; the default queue if it is empty.
-    pub task_queues: Names,
-    /// How long results are kept; 0 for ever.
-    pub result_expires: Seconds,
+    /// What the default queue is bound to; without it, an exchange of the queue's name.
+    pub task_default_exchange: Option<String>,
+    pub task_default_exchange_type: ExchangeType,
+    /// Without it, the queue's name.
+    pub task_default_routing_key: Option<String>,
+    pub task_default_queue_type: QueueType,
+    #[serde(deserialize_with = "optional")]
+    pub task_default_priority: Option<u8>,
+    /// What is known of queues, and what a worker consumes; the default queue if it is empty.
+    pub task_queues: TaskQueues,
+    /// `x-max-priority` of classic queues that say nothing themselves.
+    #[serde(deserialize_with = "optional")]
+    pub task_queue_max_priority: Option<NonZeroU8>,
+    /// Whether a queue that is not among `task_queues` may be named, and how it is made then.
+    #[serde(deserialize_with = "value")]
+    pub task_create_missing_queues: bool,
+    pub task_create_missing_queue_type: QueueType,
+    pub task_create_missing_queue_exchange_type: ExchangeType,
+    pub task_routes: TaskRoutes,
+
+    /// What messages may be made of.
+    pub accept_content: AcceptedContent,
+    /// What `rtask call` makes them of; with `auth`, all that is sent is signed.
+    pub task_serializer: Text<ContentName>,
+    pub task_compression: Option<Text<Compression>>,
+
+    /// PEM files: the key that messages are signed with, and its certificate.
+    pub security_key: Option<PathBuf>,
+    #[serde(deserialize_with = "optional")]
+    pub security_key_password: Option<Secret>,
+    pub security_certificate: Option<PathBuf>,
+    /// PEM files of those whose signatures are believed: a folder, or a pattern such as `/etc/rtask/certs/*.pem`.
+    pub security_cert_store: Option<String>,
+    pub security_digest: Text<Digest>,
+
     #[serde(deserialize_with = "value")]
     pub task_acks_late: bool,
+    /// False rejects the message of a task that failed, and puts back that of one that ran into its time limit.
+    #[serde(deserialize_with = "value")]
+    pub task_acks_on_failure_or_timeout: bool,
+    #[serde(deserialize_with = "optional")]
+    pub task_acks_on_failure: Option<bool>,
+    #[serde(deserialize_with = "optional")]
+    pub task_acks_on_timeout: Option<bool>,
+    #[serde(deserialize_with = "value")]
+    pub task_reject_on_worker_lost: bool,
+    #[serde(deserialize_with = "value")]
+    pub task_ignore_result: bool,
+    #[serde(deserialize_with = "value")]
+    pub task_store_errors_even_if_ignored: bool,
     #[serde(deserialize_with = "value")]
     pub task_track_started: bool,
+    /// Of each task in each worker.
+    pub task_default_rate_limit: Option<Text<Rate>>,
+    /// By task name: rates that all workers keep together.
+    pub task_global_rate_limits: RateLimits,
     /// The hard limit of tasks and messages that set none; 0 for none.
     pub task_time_limit: Seconds,
+    /// When they are told to come to an end; 0 for never.
+    pub task_soft_time_limit: Seconds,
     /// Deliveries of one message before it becomes a dead letter.
     #[serde(deserialize_with = "value")]
     pub delivery_limit: NonZeroU32,
+
+    /// How long results are kept; 0 for ever.
+    pub result_expires: Seconds,
+    /// Results tell of the task's name, arguments, worker and more.
+    #[serde(deserialize_with = "value")]
+    pub result_extended: bool,
+
     /// Tasks at the same time; without it, one a processor.
     #[serde(deserialize_with = "optional")]
     pub worker_concurrency: Option<NonZeroUsize>,
-    /// Messages that a worker holds for each task that it can run at the same time.
+    /// Messages that a worker holds for each task that it can run at the same time; 0 for any number.
     #[serde(deserialize_with = "value")]
-    pub worker_prefetch_multiplier: NonZeroU16,
+    pub worker_prefetch_multiplier: u16,
+    /// Hold no more messages than tasks that can run.
+    #[serde(deserialize_with = "value")]
+    pub worker_disable_prefetch: bool,
+    #[serde(deserialize_with = "value")]
+    pub worker_disable_rate_limits: bool,
+    /// Consume a queue of the worker's own, too.
+    #[serde(deserialize_with = "value")]
+    pub worker_direct: bool,
+    /// An ETA further ahead is not waited for in the worker: its message goes back to the broker until then.
+    pub worker_eta_horizon: Seconds,
+    /// How long a cold shutdown waits for the tasks that run.
+    pub worker_soft_shutdown_timeout: Seconds,
+    /// Wait so long even if nothing runs.
+    #[serde(deserialize_with = "value")]
+    pub worker_enable_soft_shutdown_on_idle: bool,
     /// Who a process that was started as root becomes; without it, `nobody`.
     pub worker_user: Option<String>,
     /// Where a worker keeps machine code between starts; without it, [`Settings::DEFAULT_CACHE`] if it can.
     pub worker_cache: Option<PathBuf>,
-    pub limits: Limits,
-}
 
-/// What one task, or one module, may use.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Of a task that asks for no other.
-    pub memory: Size,
-    /// The longest time limit that a task or a message may ask for; 0 for any.
-    pub max_time: Seconds,
-    /// The most memory that a task may ask for.
-    pub max_memory: Size,
-    /// A result's JSON.
-    #[serde(deserialize_with = "bounded")]
-    pub result: Size,
-    /// Log lines and standard output of one run.
-    pub log: Size,
-    /// The body of a message: arguments and what is to follow.
-    #[serde(deserialize_with = "bounded")]
-    pub arguments: Size,
-    /// A component that is deployed or compiled.
-    #[serde(deserialize_with = "bounded")]
-    pub component: Size,
-    /// Whole seconds that compiling one may take.
-    #[serde(deserialize_with = "value")]
-    pub compile_time: NonZeroU32,
+    pub limits: Limits,
 }
 
 /// The rooms below know what is good for them.
@@ -92,37 +158,65 @@ impl Default for Settings {
         let worker = rtask_worker::Options::default();
         Self {
             broker_url: None,
+            broker_use_ssl: TlsFiles::default(),
+            broker_transport_options: BrokerOptions::default(),
             result_backend: None,
+            redis_backend_use_ssl: TlsFiles::default(),
+            result_backend_transport_options: BackendOptions::default(),
             registry: None,
+
             task_default_queue: DEFAULT_QUEUE.to_owned(),
-            task_queues: Names::default(),
-            result_expires: Retention::default().expires.unwrap_or_default().into(),
-            task_acks_late: worker.acks_late,
-            task_track_started: worker.track_started,
+            task_default_exchange: None,
+            task_default_exchange_type: ExchangeType::default(),
+            task_default_routing_key: None,
+            task_default_queue_type: QueueType::default(),
+            task_default_priority: None,
+            task_queues: TaskQueues::default(),
+            task_queue_max_priority: None,
+            task_create_missing_queues: true,
+            task_create_missing_queue_type: QueueType::default(),
+            task_create_missing_queue_exchange_type: ExchangeType::default(),
+            task_routes: TaskRoutes::default(),
+
+            accept_content: AcceptedContent::default(),
+            task_serializer: Text::default(),
+            task_compression: None,
+
+            security_key: None,
+            security_key_password: None,
+            security_certificate: None,
+            security_cert_store: None,
+            security_digest: Text::default(),
+
+            task_acks_late: worker.task.acks_late,
+            task_acks_on_failure_or_timeout: true,
+            task_acks_on_failure: None,
+            task_acks_on_timeout: None,
+            task_reject_on_worker_lost: worker.task.reject_on_worker_lost,
+            task_ignore_result: worker.task.ignore_result,
+            task_store_errors_even_if_ignored: worker.task.store_errors_even_if_ignored,
+            task_track_started: worker.task.track_started,
+            task_default_rate_limit: None,
+            task_global_rate_limits: RateLimits::default(),
             task_time_limit: worker.limits.time.into(),
+            task_soft_time_limit: worker.limits.soft_time.unwrap_or_default().into(),
             delivery_limit: NonZeroU32::new(worker.delivery_limit).unwrap_or(NonZeroU32::MIN),
+
+            result_expires: Retention::default().expires.unwrap_or_default().into(),
+            result_extended: worker.result_extended,
+
             worker_concurrency: None,
-            worker_prefetch_multiplier: NonZeroU16::new(worker.prefetch_multiplier).unwrap_or(NonZeroU16::MIN),
+            worker_prefetch_multiplier: worker.prefetch_multiplier,
+            worker_disable_prefetch: worker.disable_prefetch,
+            worker_disable_rate_limits: worker.disable_rate_limits,
+            worker_direct: false,
+            worker_eta_horizon: worker.eta_horizon.into(),
+            worker_soft_shutdown_timeout: Seconds::default(),
+            worker_enable_soft_shutdown_on_idle: false,
             worker_user: None,
             worker_cache: None,
-            limits: Limits::default(),
-        }
-    }
-}
 
-impl Default for Limits {
-    fn default() -> Self {
-        let (worker, compile) = (rtask_worker::Options::default(), CompileLimits::default());
-        let compile_seconds = u32::try_from(compile.time.as_secs()).unwrap_or(u32::MAX);
-        Self {
-            memory: Size(worker.limits.memory),
-            max_time: worker.max_time.into(),
-            max_memory: Size(worker.max_memory),
-            result: Size(worker.limits.result),
-            log: Size(worker.limits.log),
-            arguments: Size(worker.max_body as u64),
-            component: Size(compile.component),
-            compile_time: NonZeroU32::new(compile_seconds).unwrap_or(NonZeroU32::MIN),
+            limits: Limits::default(),
         }
     }
 }
@@ -136,7 +230,7 @@ impl Settings {
     }
 
     /// # Errors
-    /// When none is named, and the broker is a server that keeps no results.
+    /// When none is named, and the broker is a server of which nobody said that it is to keep results.
     pub fn backend(&self) -> Result<&str, SettingsError> {
         match (&self.result_backend, self.broker()) {
             (Some(backend), _) => Ok(backend),
@@ -146,32 +240,39 @@ impl Settings {
     }
 
     /// # Errors
-    /// As [`Self::backend`], which it follows when it is not named itself.
+    /// As [`Self::backend`], which it follows when it is not named itself and results are kept somewhere.
     pub fn registry(&self) -> Result<&str, SettingsError> {
-        self.registry.as_deref().map_or_else(|| self.backend(), Ok)
+        match (&self.registry, self.backend()) {
+            (Some(registry), _) => Ok(registry),
+            (None, Ok(backend)) if is_rpc(backend) => Err(SettingsError::NoRegistry(backend.to_owned())),
+            (None, backend) => backend,
+        }
+    }
+
+    /// Where workers keep what they must remember together: beside the results, or, where those travel as messages,
+    /// beside the modules.
+    ///
+    /// # Errors
+    /// As [`Self::registry`].
+    pub fn ledger(&self) -> Result<&str, SettingsError> {
+        match self.backend()? {
+            backend if is_rpc(backend) => self.registry(),
+            backend => Ok(backend),
+        }
+    }
+
+    /// Whether results are sent to whoever sent the task, and kept nowhere.
+    pub fn results_travel(&self) -> bool {
+        self.result_backend.as_deref().is_some_and(is_rpc)
     }
 
     pub fn retention(&self) -> Retention {
         Retention { expires: self.result_expires.limit() }
     }
+}
 
-    pub fn queues(&self) -> Vec<String> {
-        match &self.task_queues.0 {
-            named if named.is_empty() => vec![self.task_default_queue.clone()],
-            named => named.clone(),
-        }
-    }
-
-    /// Of a run of a task that sets none itself.
-    pub fn run_limits(&self) -> rtask_sandbox::Limits {
-        rtask_sandbox::Limits {
-            time: self.task_time_limit.limit().unwrap_or(LONGEST_RUN),
-            memory: self.limits.memory.0,
-            result: self.limits.result.0,
-            log: self.limits.log.0,
-            ..rtask_sandbox::Limits::default()
-        }
-    }
+fn is_rpc(url: &str) -> bool {
+    url.starts_with("rpc:")
 }
 
 #[cfg(test)]
@@ -215,10 +316,13 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_consumes_the_default_queue_unless_it_names_others() {
-        let mut settings = Settings { task_default_queue: "mine".to_owned(), ..Settings::default() };
-        assert_eq!(settings.queues(), ["mine"]);
-        settings.task_queues = "a,b".parse().unwrap();
-        assert_eq!(settings.queues(), ["a", "b"]);
+    fn results_that_travel_as_messages_leave_the_rest_to_the_registry() {
+        let alone = settings(Some("amqp://h/"), Some("rpc://"), None);
+        assert!(matches!(alone.registry(), Err(SettingsError::NoRegistry(_))));
+        assert!(matches!(alone.ledger(), Err(SettingsError::NoRegistry(_))));
+        let with = settings(Some("amqp://h/"), Some("rpc://"), Some("redis://h/1"));
+        assert_eq!((with.backend().unwrap(), with.ledger().unwrap()), ("rpc://", "redis://h/1"));
+        let apart = settings(Some("amqp://h/"), Some("redis://h/0"), Some("redis://h/1"));
+        assert_eq!((apart.registry().unwrap(), apart.ledger().unwrap()), ("redis://h/1", "redis://h/0"));
     }
 }

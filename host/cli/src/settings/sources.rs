@@ -10,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::Settings;
+use super::{Settings, queues::QueueTable, routes::RouteTable};
 
 /// Read if it is there and no other is named.
 const DEFAULT_FILE: &str = "rtask.toml";
@@ -41,14 +41,32 @@ pub enum SettingsError {
     NotText(String),
     #[error("no result backend is named, and this broker keeps no results")]
     NoResultBackend,
+    #[error("results travel as messages (`{0}`), so the registry must be named")]
+    NoRegistry(String),
+    #[error("queue `{0}` is not among task_queues, and task_create_missing_queues is false")]
+    UnknownQueue(String),
+    #[error("every queue is excluded")]
+    NoQueue,
 }
 
 impl SettingsError {
+    /// A value, well written as it is, that makes no sense.
+    pub fn invalid(setting: &str, reason: impl Into<String>) -> Self {
+        Self::Wrong { place: format!("`{setting}`"), reason: reason.into() }
+    }
+
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoResultBackend => Some(
                 "name one with --backend redis://HOST:PORT/DB, RTASK_RESULT_BACKEND, or `result_backend` in rtask.toml",
             ),
+            Self::NoRegistry(_) => {
+                Some("name one with --registry redis://HOST:PORT/DB, RTASK_REGISTRY, or `registry` in rtask.toml")
+            }
+            Self::UnknownQueue(_) => {
+                Some("name it under task_queues in rtask.toml, or allow task_create_missing_queues")
+            }
+            Self::NoQueue => Some("exclude fewer with --exclude-queues, or name others with --queues"),
             Self::Unreadable { .. }
             | Self::TooLarge { .. }
             | Self::Wrong { .. }
@@ -110,37 +128,51 @@ fn wrong(place: &str, error: &toml::de::Error) -> SettingsError {
 }
 
 fn refuse_unknown(place: &str, table: &Table) -> Result<(), SettingsError> {
-    let known: Vec<String> = names().iter().map(|name| name.join(".")).collect();
-    let is_known = |name: &str| known.iter().any(|known| known == name || is_table_of(name, known));
-    for name in written(table) {
-        if !is_known(&name) {
-            let advice = match nearest(&name, &known) {
-                Some(nearest) => format!("did you mean `{nearest}`?"),
-                None => format!("rtask knows {}", known.join(", ")),
-            };
-            return Err(SettingsError::Unknown { place: place.to_owned(), name, advice });
-        }
-    }
-    Ok(())
+    let mut known = names();
+    known.extend(OPEN.iter().flat_map(|(table, fields)| fields().into_iter().map(|field| path(&[table, ANY, &field]))));
+    let Some(unknown) = first_unknown(table, &[], &known) else { return Ok(()) };
+    let advice = match nearest(&unknown, &known) {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => format!("rtask knows {}", names().iter().map(|name| name.join(".")).collect::<Vec<_>>().join(", ")),
+    };
+    Err(SettingsError::Unknown { place: place.to_owned(), name: unknown.join("."), advice })
 }
 
-/// Whether `table` is what `name` stands in; an empty table sets nothing.
-fn is_table_of(table: &str, name: &str) -> bool {
-    name.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))
+/// The names of a table's fields.
+type Fields = fn() -> Vec<String>;
+
+/// Tables whose keys are the user's own: they hold tables with these fields.
+const OPEN: [(&str, Fields); 2] =
+    [("task_queues", || fields(&QueueTable::default())), ("task_routes", || fields(&RouteTable::default()))];
+/// Stands for a key of the user's own.
+const ANY: &str = "*";
+
+fn path(keys: &[&str]) -> Vec<String> {
+    keys.iter().map(|&key| key.to_owned()).collect()
 }
 
-/// The dotted names that a table sets.
-fn written(table: &Table) -> Vec<String> {
-    let mut names = Vec::new();
-    for (name, value) in table {
+/// The first key of `table`, which itself stands under `above`, that leads to no setting.
+fn first_unknown(table: &Table, above: &[String], known: &[Vec<String>]) -> Option<Vec<String>> {
+    table.iter().find_map(|(key, value)| {
+        let mut here: Vec<String> = above.iter().chain([key]).cloned().collect();
+        let led_to = || known.iter().filter(|name| leads_to(&here, name));
         match value {
-            Value::Table(inner) if !inner.is_empty() => {
-                names.extend(inner.keys().map(|inner| format!("{name}.{inner}")));
+            Value::Table(inner) if led_to().any(|name| name.len() > here.len()) => first_unknown(inner, &here, known),
+            // Whether the value fits is for its type to say.
+            _ if led_to().next().is_some() => None,
+            // With a key inside, what was meant is easier to guess.
+            Value::Table(inner) => {
+                here.extend(inner.keys().next().cloned());
+                Some(here)
             }
-            _ => names.push(name.clone()),
+            _ => Some(here),
         }
-    }
-    names
+    })
+}
+
+/// Whether `name` is `keys`, or stands somewhere under them.
+fn leads_to(keys: &[String], name: &[String]) -> bool {
+    keys.len() <= name.len() && keys.iter().zip(name).all(|(key, name)| name == ANY || key == name)
 }
 
 /// Every setting there is, as the keys that lead to it.
@@ -149,18 +181,32 @@ fn names() -> Vec<Vec<String>> {
     let mut names = Vec::new();
     for (name, value) in all.as_object().into_iter().flatten() {
         match value.as_object() {
-            Some(inner) => names.extend(inner.keys().map(|inner| vec![name.clone(), inner.clone()])),
-            None => names.push(vec![name.clone()]),
+            Some(inner) => names.extend(inner.keys().map(|inner| path(&[name, inner]))),
+            None => names.push(path(&[name])),
         }
     }
     names
 }
 
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a String> {
-    let alike = |known: &String| strsim::jaro_winkler(name, known);
-    known.iter().filter(|known| alike(known) >= ALIKE).max_by(|one, other| alike(one).total_cmp(&alike(other)))
+fn fields(of: &impl Serialize) -> Vec<String> {
+    let value = serde_json::to_value(of).expect("tables of settings are plain values with text for keys");
+    value.as_object().into_iter().flat_map(|fields| fields.keys().cloned()).collect()
 }
 
+/// What was probably meant, with the user's own keys in place.
+fn nearest(unknown: &[String], known: &[Vec<String>]) -> Option<String> {
+    let candidates = known.iter().map(|name| {
+        let own = |(place, key): (usize, &String)| match key.as_str() {
+            ANY => unknown.get(place).unwrap_or(key).clone(),
+            _ => key.clone(),
+        };
+        name.iter().enumerate().map(own).collect::<Vec<_>>().join(".")
+    });
+    let unknown = unknown.join(".");
+    let rated = candidates.map(|known| (strsim::jaro_winkler(&unknown, &known), known));
+    let best = rated.filter(|(alike, _)| *alike >= ALIKE).max_by(|one, other| one.0.total_cmp(&other.0));
+    best.map(|(_, known)| known)
+}
 /// The variables that begin with [`PREFIX`] and are not empty.
 #[derive(Debug, Default)]
 pub struct Environment(BTreeMap<String, String>);
@@ -257,6 +303,11 @@ mod tests {
         Settings::load(Some(&path), &environment(variables))
     }
 
+    fn queue_names(settings: &Settings) -> Vec<String> {
+        let queues = settings.queues(None, None).unwrap();
+        queues.into_iter().map(|queue| queue.name).collect()
+    }
+
     #[test]
     fn the_environment_goes_before_the_file_and_both_before_the_defaults() {
         let text = r#"
@@ -279,7 +330,7 @@ mod tests {
         assert_eq!(settings.broker_url.as_deref(), Some("amqp://environment/"));
         assert_eq!(settings.result_expires, Seconds(Duration::from_secs(60)));
         assert_eq!(settings.worker_concurrency.map(usize::from), Some(3));
-        assert_eq!(settings.queues(), ["a", "b"]);
+        assert_eq!(queue_names(&settings), ["a", "b"]);
         assert_eq!((settings.limits.memory, settings.limits.log), (Size(16 << 20), Size(1024)));
         assert_eq!(settings.limits.result, Settings::default().limits.result);
         assert!(!settings.task_acks_late);
@@ -293,10 +344,8 @@ mod tests {
         std::fs::write(&path, "delivery_limit = 2").unwrap();
         let variables = [("RTASK_CONFIG", path.to_str().unwrap()), ("RTASK_TASK_QUEUES", "a, b")];
         let settings = Settings::load(None, &environment(&variables)).unwrap();
-        assert_eq!(
-            (settings.delivery_limit.get(), settings.queues().as_slice()),
-            (2, ["a", "b"].map(String::from).as_slice())
-        );
+        assert_eq!(settings.delivery_limit.get(), 2);
+        assert_eq!(queue_names(&settings), ["a", "b"]);
     }
 
     #[test]
@@ -306,7 +355,10 @@ mod tests {
             ("result_backends = 'x'", "did you mean `result_backend`?"),
             ("[limits]\nmemry = 1", "did you mean `limits.memory`?"),
             ("[limitz]\nmemory = 1", "did you mean `limits.memory`?"),
-            ("zzz = 1", "rtask knows broker_url, "),
+            ("[broker_use_ssl]\nca_cert = 'x'", "did you mean `broker_use_ssl.ca_certs`?"),
+            ("[task_queues.video]\nexchang = 'x'", "did you mean `task_queues.video.exchange`?"),
+            ("[task_routes.'a.*']\nqeue = 'x'", "did you mean `task_routes.a.*.queue`?"),
+            ("zzz = 1", "rtask knows accept_content, "),
         ];
         for (text, advice) in rows {
             let error = load(text, &[]).unwrap_err().to_string();
@@ -327,6 +379,35 @@ mod tests {
             let error = load(text, variables).unwrap_err().to_string();
             assert!(error.contains(place) && !error.contains("secret"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_table_says_can_be_said_in_the_environment() {
+        let variables = [
+            ("RTASK_BROKER_USE_SSL_CA_CERTS", "ca.pem"),
+            ("RTASK_BROKER_TRANSPORT_OPTIONS_PRIORITY_STEPS", "0,5"),
+            ("RTASK_TASK_ROUTES", "feed.*=feeds"),
+            ("RTASK_TASK_GLOBAL_RATE_LIMITS", "feed.import=10/s"),
+            ("RTASK_TASK_DEFAULT_PRIORITY", "3"),
+            ("RTASK_TASK_ACKS_ON_TIMEOUT", "false"),
+            ("RTASK_ACCEPT_CONTENT", "json,msgpack"),
+        ];
+        let environment = load("", &variables).unwrap();
+        let file = r#"
+            task_default_priority = 3
+            task_acks_on_timeout = false
+            accept_content = ["json", "msgpack"]
+            [broker_use_ssl]
+            ca_certs = "ca.pem"
+            [broker_transport_options]
+            priority_steps = [0, 5]
+            [task_routes]
+            "feed.*" = "feeds"
+            [task_global_rate_limits]
+            "feed.import" = "10/s"
+        "#;
+        assert_eq!(environment, load(file, &[]).unwrap());
+        assert_ne!(environment, Settings::default());
     }
 
     #[test]

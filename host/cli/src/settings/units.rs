@@ -11,12 +11,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Size(pub u64);
 
 /// A time in seconds, with or without a fraction; 0 means none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seconds(pub Duration);
 
 /// Names with commas between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Names(pub Vec<String>);
+
+/// What another room reads from text and shows as text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Text<T>(pub T);
 
 const UNITS: [(&str, u64); 8] = [
     ("", 1),
@@ -92,18 +96,24 @@ impl FromStr for Seconds {
     }
 }
 
+impl Names {
+    /// Once, however often it is named.
+    pub fn add(&mut self, name: String) {
+        if !self.0.contains(&name) {
+            self.0.push(name);
+        }
+    }
+}
+
 impl FromStr for Names {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut names: Vec<String> = Vec::new();
+        let mut names = Self::default();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            // A queue is consumed once, however often it is named.
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
+            names.add(name.to_owned());
         }
-        Ok(Self(names))
+        Ok(names)
     }
 }
 
@@ -117,14 +127,20 @@ enum Scalar {
     Text(String),
 }
 
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boolean(value) => value.fmt(f),
+            Self::Integer(value) => value.fmt(f),
+            Self::Number(value) => value.fmt(f),
+            Self::Text(value) => value.fmt(f),
+        }
+    }
+}
+
 /// For `deserialize_with`: whatever can be read from text.
 pub fn value<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<T, D::Error> {
-    let text = match Scalar::deserialize(from)? {
-        Scalar::Boolean(value) => value.to_string(),
-        Scalar::Integer(value) => value.to_string(),
-        Scalar::Number(value) => value.to_string(),
-        Scalar::Text(value) => value,
-    };
+    let text = Scalar::deserialize(from)?.to_string();
     text.parse().map_err(|error| D::Error::custom(format_args!("`{text}`: {error}")))
 }
 
@@ -142,6 +158,21 @@ pub fn bounded<'de, D: Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
     Ok(size)
 }
 
+/// For `deserialize_with`: what is written as a list, or as text with commas.
+pub fn listed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a list, or text with commas")]
+    enum Either {
+        List(Vec<Scalar>),
+        One(Scalar),
+    }
+    let text = match Either::deserialize(from)? {
+        Either::List(items) => items.iter().map(Scalar::to_string).collect::<Vec<_>>().join(","),
+        Either::One(item) => item.to_string(),
+    };
+    text.parse().map_err(|error| D::Error::custom(format_args!("`{text}`: {error}")))
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         value(from)
@@ -151,6 +182,26 @@ impl<'de> Deserialize<'de> for Size {
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl<T: FromStr> FromStr for Text<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        value(from)
+    }
+}
+
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
     }
 }
 

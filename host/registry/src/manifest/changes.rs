@@ -22,12 +22,14 @@ pub struct TaskChange {
     pub options: Vec<OptionChange>,
 }
 
-/// An option with another value; none is the default.
+/// An option with another value. None is the default; null can be a value, as for `max_retries`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptionChange {
     /// As in the manifest, such as `time_limit`.
     pub option: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Value>,
 }
 

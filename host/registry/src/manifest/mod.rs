@@ -3,6 +3,7 @@
 //! The text comes from a guest, so [`Manifest::parse`] believes nothing of it; `rules` holds the bounds.
 
 mod changes;
+mod options;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -13,8 +14,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
 pub use changes::{Changes, OptionChange, TaskChange};
+pub use options::{MaxRetries, TaskOptions};
 pub use rules::{
-    Fault, MAX_DEPTH, MAX_DOC, MAX_NAME, MAX_PARAMETERS, MAX_SDK, MAX_SIZE, MAX_TASKS, MAX_TIME_LIMIT, is_module_name,
+    Fault, MAX_DEPTH, MAX_DOC, MAX_EXCEPTIONS, MAX_NAME, MAX_PARAMETERS, MAX_SDK, MAX_SECONDS, MAX_SIZE, MAX_TASKS,
+    is_module_name,
 };
 
 /// A module's tasks, and who wrote this down.
@@ -72,24 +75,6 @@ pub enum ParameterKind {
     Keywords,
 }
 
-/// Celery's options of a task. None is Celery's default, except for `acks_late`, which rtask defaults to true.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskOptions {
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub acks_late: Option<bool>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub ignore_result: Option<bool>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub track_started: Option<bool>,
-    /// Seconds; finite, above 0 and at most [`MAX_TIME_LIMIT`].
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub time_limit: Option<f64>,
-    /// Bytes; above 0.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub memory: Option<u64>,
-}
-
 /// Why a text is no manifest. What it quotes of the text is short and printable.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ManifestError {
@@ -128,12 +113,6 @@ impl Manifest {
     /// What a person should know before this takes the place of `before`.
     pub fn changes_since(&self, before: &Self) -> Changes {
         Changes::between(before, self)
-    }
-}
-
-impl TaskOptions {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 

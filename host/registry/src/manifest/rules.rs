@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use rtask_protocol::rate::Rate;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -11,14 +12,16 @@ use super::{Parameter, TaskOptions, TaskSpec};
 pub const MAX_SIZE: usize = 1 << 20;
 pub const MAX_TASKS: usize = 1_000;
 pub const MAX_PARAMETERS: usize = 255;
-/// Of a task's or a parameter's name, in bytes: a message that asks for a longer one is poison.
+/// Of a list such as `autoretry_for`.
+pub const MAX_EXCEPTIONS: usize = 100;
+/// Of a task's, a parameter's, a queue's or an exception's name, in bytes: a message that asks for a longer one is poison.
 pub const MAX_NAME: usize = rtask_protocol::request::MAX_NAME;
 /// In characters.
 pub const MAX_DOC: usize = 10_000;
 /// In characters.
 pub const MAX_SDK: usize = 64;
-/// One year, in seconds. What is meant to run longer has no limit; and larger numbers overflow clocks.
-pub const MAX_TIME_LIMIT: f64 = 31_536_000.0;
+/// One year. What is meant to take longer has no limit; and larger numbers overflow clocks.
+pub const MAX_SECONDS: f64 = 31_536_000.0;
 
 /// Of a parameter's default, in levels. A manifest is read again within its version, where the reader's own limit
 /// (128 levels in serde_json) must not be met.
@@ -29,6 +32,8 @@ const RESERVED_PREFIX: &str = "celery.";
 /// Of a guest's text in an error, in characters.
 const MAX_QUOTED: usize = 200;
 const MAX_MODULE_NAME: usize = 64;
+/// Of the number in a rate limit, in digits.
+const MAX_RATE: usize = 20;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -60,8 +65,14 @@ pub enum Fault {
     RepeatedParameter(String),
     #[error("the default of parameter `{0}` is nested deeper than the {MAX_DEPTH} levels allowed")]
     TooDeep(String),
-    #[error("a time limit of {0} seconds is not above 0 and at most {MAX_TIME_LIMIT}")]
-    TimeLimit(f64),
+    #[error("{what} of {seconds} seconds is not above 0 and at most {MAX_SECONDS}")]
+    Limit { what: &'static str, seconds: f64 },
+    #[error("{what} of {seconds} seconds is not 0 or above and at most {MAX_SECONDS}")]
+    Delay { what: &'static str, seconds: f64 },
+    #[error("a soft time limit of {soft} seconds is over the hard one of {hard}, and would never be met")]
+    SoftOverHard { soft: f64, hard: f64 },
+    #[error("the rate limit `{0}` is not a number for each second, minute or hour, such as `10/s`, `100/m` or `1/h`")]
+    Rate(String),
     #[error("a memory limit of 0 bytes lets nothing run")]
     Memory,
 }
@@ -160,16 +171,61 @@ fn depth(value: &Value) -> usize {
 }
 
 fn options(options: &TaskOptions) -> Result<(), Fault> {
-    match options.time_limit {
-        // Written so that NaN is refused too.
-        Some(limit) if !(limit > 0.0 && limit <= MAX_TIME_LIMIT) => {
-            return Err(Fault::TimeLimit(limit));
-        }
-        Some(_) | None => {}
+    times(options)?;
+    exceptions("exceptions in autoretry_for", &options.autoretry_for)?;
+    exceptions("exceptions in dont_autoretry_for", &options.dont_autoretry_for)?;
+    if let Some(text) = &options.rate_limit {
+        rate(text)?;
+    }
+    if let Some(queue) = &options.queue {
+        name("its queue's name", queue)?;
     }
     match options.memory {
         Some(0) => Err(Fault::Memory),
         Some(_) | None => Ok(()),
+    }
+}
+
+fn times(options: &TaskOptions) -> Result<(), Fault> {
+    limit("a time limit", options.time_limit)?;
+    limit("a soft time limit", options.soft_time_limit)?;
+    limit("a retry backoff", options.retry_backoff)?;
+    limit("an expiry", options.expires)?;
+    delay("a default retry delay", options.default_retry_delay)?;
+    delay("a longest retry backoff", options.retry_backoff_max)?;
+    match (options.soft_time_limit, options.time_limit) {
+        (Some(soft), Some(hard)) if soft > hard => Err(Fault::SoftOverHard { soft, hard }),
+        (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+fn limit(what: &'static str, seconds: Option<f64>) -> Result<(), Fault> {
+    match seconds {
+        // Written so that NaN is refused too.
+        Some(seconds) if !(seconds > 0.0 && seconds <= MAX_SECONDS) => Err(Fault::Limit { what, seconds }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn delay(what: &'static str, seconds: Option<f64>) -> Result<(), Fault> {
+    match seconds {
+        Some(seconds) if !(0.0..=MAX_SECONDS).contains(&seconds) => Err(Fault::Delay { what, seconds }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn exceptions(what: &'static str, names: &[String]) -> Result<(), Fault> {
+    few(what, names.len(), MAX_EXCEPTIONS)?;
+    names.iter().try_for_each(|exception| name("an exception's name", exception))
+}
+
+/// As Celery reads it, but with a plain number.
+fn rate(text: &str) -> Result<(), Fault> {
+    let number = text.split('/').next().unwrap_or_default();
+    let plain = number.len() <= MAX_RATE && number.chars().all(|digit| digit.is_ascii_digit() || digit == '.');
+    match text.parse::<Rate>() {
+        Ok(_) if plain && !number.is_empty() => Ok(()),
+        Ok(_) | Err(_) => Err(Fault::Rate(printable(text))),
     }
 }
 

@@ -26,7 +26,12 @@ fn everything_that_a_manifest_can_say_is_read() {
             { "name": "named", "kind": "keywords", "required": false },
         ],
         "options": {
-            "acks_late": false, "ignore_result": true, "track_started": true, "time_limit": 1.5, "memory": 1024,
+            "acks_late": false, "acks_on_failure": false, "acks_on_timeout": false, "reject_on_worker_lost": false,
+            "ignore_result": true, "store_errors_even_if_ignored": true, "track_started": true,
+            "time_limit": 1.5, "soft_time_limit": 1, "memory": 1024,
+            "max_retries": 5, "default_retry_delay": 0, "autoretry_for": ["ValueError", "shop.errors.Busy"],
+            "dont_autoretry_for": ["KeyError"], "retry_backoff": 2, "retry_backoff_max": 60, "retry_jitter": false,
+            "rate_limit": "10/m", "queue": "slow", "priority": 9, "expires": 60,
         },
     }));
     let manifest = Manifest::parse(&text).unwrap();
@@ -48,10 +53,26 @@ fn everything_that_a_manifest_can_say_is_read() {
         task.options,
         TaskOptions {
             acks_late: Some(false),
+            acks_on_failure: Some(false),
+            acks_on_timeout: Some(false),
+            reject_on_worker_lost: Some(false),
             ignore_result: Some(true),
+            store_errors_even_if_ignored: Some(true),
             track_started: Some(true),
             time_limit: Some(1.5),
+            soft_time_limit: Some(1.0),
             memory: Some(1024),
+            max_retries: Some(MaxRetries::Times(5)),
+            default_retry_delay: Some(0.0),
+            autoretry_for: vec!["ValueError".to_owned(), "shop.errors.Busy".to_owned()],
+            dont_autoretry_for: vec!["KeyError".to_owned()],
+            retry_backoff: Some(2.0),
+            retry_backoff_max: Some(60.0),
+            retry_jitter: Some(false),
+            rate_limit: Some("10/m".to_owned()),
+            queue: Some("slow".to_owned()),
+            priority: Some(9),
+            expires: Some(60.0),
         }
     );
     assert_eq!(manifest.task("hello.sub"), None);
@@ -69,11 +90,63 @@ fn what_is_absent_stays_open() {
 }
 
 #[test]
+fn a_limit_of_retries_is_a_number_or_none() {
+    let rows = [
+        (json!({}), None),
+        (json!({ "max_retries": null }), Some(MaxRetries::Unlimited)),
+        (json!({ "max_retries": 0 }), Some(MaxRetries::Times(0))),
+        (json!({ "max_retries": u32::MAX }), Some(MaxRetries::Times(u32::MAX))),
+    ];
+    for (options, expected) in rows {
+        let manifest = Manifest::parse(&one_task(&json!({ "options": options }))).unwrap();
+        assert_eq!(manifest.tasks[0].options.max_retries, expected, "{options}");
+        let stored = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(Manifest::parse(&stored).unwrap(), manifest, "what is stored reads the same: {stored}");
+    }
+}
+
+#[test]
+fn a_backoff_is_wanted_or_has_a_factor() {
+    let rows = [
+        (json!({}), None),
+        (json!({ "retry_backoff": false }), None),
+        (json!({ "retry_backoff": true }), Some(1.0)),
+        (json!({ "retry_backoff": 3 }), Some(3.0)),
+        (json!({ "retry_backoff": 0.5 }), Some(0.5)),
+    ];
+    for (options, expected) in rows {
+        let manifest = Manifest::parse(&one_task(&json!({ "options": options }))).unwrap();
+        assert_eq!(manifest.tasks[0].options.retry_backoff, expected, "{options}");
+    }
+}
+
+#[test]
+fn rates_are_as_celery_writes_them() {
+    for rate in ["10/s", "100/m", "1/h", "0.5/s", "10", "10/", "0", "0/m"] {
+        Manifest::parse(&one_task(&json!({ "options": { "rate_limit": rate } })))
+            .unwrap_or_else(|error| panic!("{rate}: {error}"));
+    }
+    for rate in ["", "/s", "ten/s", "-1/s", "1/d", "1/S", "1/s/s", "1 /s", "+1/s", "inf/s", "NaN", "1e3/s", "."]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(["9".repeat(21)])
+    {
+        let refused = Manifest::parse(&one_task(&json!({ "options": { "rate_limit": rate } }))).unwrap_err();
+        assert!(refused.to_string().contains("such as `10/s`"), "{rate}: {refused}");
+    }
+}
+
+#[test]
 fn the_bounds_themselves_are_allowed() {
     let rows = [
         one_task(&json!({ "doc": "é".repeat(MAX_DOC) })),
         one_task(&json!({ "name": "n".repeat(MAX_NAME) })),
-        one_task(&json!({ "options": { "time_limit": MAX_TIME_LIMIT, "memory": u64::MAX } })),
+        one_task(&json!({ "options": { "time_limit": MAX_SECONDS, "memory": u64::MAX } })),
+        one_task(&json!({ "options": {
+            "soft_time_limit": MAX_SECONDS, "time_limit": MAX_SECONDS, "retry_backoff": MAX_SECONDS,
+            "expires": MAX_SECONDS, "default_retry_delay": MAX_SECONDS, "retry_backoff_max": 0,
+            "priority": 255, "queue": "q".repeat(MAX_NAME), "autoretry_for": vec!["e".repeat(MAX_NAME); MAX_EXCEPTIONS],
+        } })),
         one_task(
             &json!({ "parameters": (0..MAX_PARAMETERS).map(|n| json!({ "name": n.to_string() })).collect::<Vec<_>>() }),
         ),
@@ -153,6 +226,32 @@ fn a_task_that_is_none_is_refused_by_name_with_the_reason() {
         (json!({ "options": { "time_limit": -1.5 } }), "a time limit of -1.5 seconds"),
         (json!({ "options": { "time_limit": 1e300 } }), "at most 31536000"),
         (json!({ "options": { "time_limit": "1" } }), "invalid type"),
+        (json!({ "options": { "soft_time_limit": 0 } }), "a soft time limit of 0 seconds"),
+        (json!({ "options": { "soft_time_limit": 2, "time_limit": 1 } }), "a soft time limit of 2 seconds is over"),
+        (json!({ "options": { "max_retries": -1 } }), "invalid value"),
+        (json!({ "options": { "max_retries": 1.5 } }), "invalid type"),
+        (json!({ "options": { "max_retries": 4294967296_u64 } }), "invalid value"),
+        (json!({ "options": { "default_retry_delay": -1 } }), "a default retry delay of -1 seconds is not 0 or above"),
+        (json!({ "options": { "retry_backoff": 0 } }), "a retry backoff of 0 seconds"),
+        (json!({ "options": { "retry_backoff": null } }), "expected true, false or a number"),
+        (json!({ "options": { "retry_backoff": "2" } }), "expected true, false or a number"),
+        (json!({ "options": { "retry_backoff_max": 1e9 } }), "a longest retry backoff of 1000000000 seconds"),
+        (json!({ "options": { "autoretry_for": "ValueError" } }), "invalid type"),
+        (json!({ "options": { "autoretry_for": null } }), "invalid type"),
+        (json!({ "options": { "autoretry_for": [""] } }), "an exception's name is empty"),
+        (json!({ "options": { "dont_autoretry_for": ["a\u{202e}"] } }), "an exception's name holds control"),
+        (json!({ "options": { "dont_autoretry_for": ["e".repeat(256)] } }), "an exception's name is longer"),
+        (
+            json!({ "options": { "autoretry_for": vec!["E"; MAX_EXCEPTIONS + 1] } }),
+            "101 exceptions in autoretry_for, more than the 100 allowed",
+        ),
+        (json!({ "options": { "rate_limit": "\u{1b}[2J" } }), "the rate limit `\\u{1b}[2J` is not"),
+        (json!({ "options": { "rate_limit": 10 } }), "invalid type"),
+        (json!({ "options": { "queue": "" } }), "its queue's name is empty"),
+        (json!({ "options": { "queue": "a\n" } }), "its queue's name holds control"),
+        (json!({ "options": { "priority": 256 } }), "invalid value"),
+        (json!({ "options": { "priority": -1 } }), "invalid value"),
+        (json!({ "options": { "expires": 0 } }), "an expiry of 0 seconds"),
         (json!({ "options": { "memory": 0 } }), "a memory limit of 0 bytes"),
         (json!({ "options": { "memory": -1 } }), "invalid value"),
         (json!({ "options": { "memory": 1.5 } }), "invalid type"),
@@ -215,12 +314,14 @@ fn changes_name_what_a_deploy_would_change() {
         { "name": "same", "options": { "memory": 1 } },
         { "name": "gone" },
         { "name": "limited", "options": { "time_limit": 1.0, "acks_late": true } },
+        { "name": "retried", "options": { "retry_backoff": 1, "autoretry_for": ["KeyError"], "rate_limit": "1/s" } },
         { "name": "called", "parameters": [{ "name": "x" }] },
     ]));
     let after = parse(json!([
         { "name": "new" },
         { "name": "limited", "options": { "time_limit": 2.0, "memory": 5 } },
         { "name": "called", "parameters": [{ "name": "x" }, { "name": "y" }] },
+        { "name": "retried", "options": { "retry_backoff": true, "max_retries": null, "rate_limit": "2/s" } },
         { "name": "same", "doc": "Said better.", "options": { "memory": 1 } },
     ]));
     let changes = after.changes_since(&before);
@@ -243,8 +344,19 @@ fn changes_name_what_a_deploy_would_change() {
                     option("time_limit", Some(json!(1.0)), Some(json!(2.0))),
                 ],
             },
+            TaskChange {
+                task: "retried".to_owned(),
+                parameters: false,
+                options: vec![
+                    option("autoretry_for", Some(json!(["KeyError"])), None),
+                    option("max_retries", None, Some(Value::Null)),
+                    option("rate_limit", Some(json!("1/s")), Some(json!("2/s"))),
+                ],
+            },
         ]
     );
+    let endless = serde_json::to_value(&changes.changed[2].options[1]).unwrap();
+    assert_eq!(endless, json!({ "option": "max_retries", "after": null }), "the default is absent, no end is null");
     assert!(before.changes_since(&before).is_empty());
 }
 
@@ -273,6 +385,11 @@ fn nearly_a_manifest() -> impl Strategy<Value = Value> {
             "acks_late",
             "time_limit",
             "memory",
+            "max_retries",
+            "autoretry_for",
+            "retry_backoff",
+            "rate_limit",
+            "queue",
         ])
         .prop_map(str::to_owned),
         ".{0,5}",

@@ -1,17 +1,20 @@
 //! Connections to Redis: one that all small commands share, and one apart for each deploy and each component.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    Pipeline, RedisError, RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo, Pipeline, RedisError, RedisResult, ServerErrorKind, TlsCertificates, Value,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
     from_redis_value,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use tokio::time::timeout;
 
-use crate::{RegistryError, connect::without_password};
+use crate::{
+    RegistryError,
+    connect::{Tls, without_password},
+};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(4);
 /// Bounds a small command, with its second attempt.
@@ -32,10 +35,11 @@ pub(super) struct Link {
 
 impl Link {
     /// A single attempt: the server is there and lets us in, or not.
-    pub async fn connect(url: &str) -> Result<Self, RegistryError> {
+    pub async fn connect(url: &str, tls: &Tls) -> Result<Self, RegistryError> {
         let safe = without_password(url);
-        let client =
-            client(url).map_err(|error| RegistryError::Address { url: safe.clone(), reason: error.to_string() })?;
+        let address = |reason| RegistryError::Address { url: safe.clone(), reason };
+        let certificates = certificates(tls).map_err(address)?;
+        let client = client(url, certificates).map_err(|error| address(error.to_string()))?;
         let configuration = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(CONNECT_WITHIN))
@@ -100,17 +104,30 @@ impl Link {
     }
 }
 
-fn client(url: &str) -> RedisResult<Client> {
+/// What the files hold.
+fn certificates(tls: &Tls) -> Result<TlsCertificates, String> {
+    let read = |path: &PathBuf| fs::read(path).map_err(|error| format!("failed to read {}: {error}", path.display()));
+    let identity = match &tls.identity {
+        Some((certificate, key)) => Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? }),
+        None => None,
+    };
+    Ok(TlsCertificates { client_tls: identity, root_cert: tls.ca.as_ref().map(read).transpose()? })
+}
+
+fn client(url: &str, certificates: TlsCertificates) -> RedisResult<Client> {
     let information: ConnectionInfo = url.into_connection_info()?;
-    if let ConnectionAddr::TcpTls { .. } = information.addr() {
-        // One is enough for the process; whoever came first has installed it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
     let settings = TcpSettings::default()
         .set_nodelay(true)
         .set_keepalive(TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE))
         .set_user_timeout(SILENCE);
-    Client::open(information.set_tcp_settings(settings))
+    let is_secured = matches!(information.addr(), ConnectionAddr::TcpTls { .. });
+    let information = information.set_tcp_settings(settings);
+    if !is_secured {
+        return Client::open(information);
+    }
+    // One is enough for the process; whoever came first has installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::build_with_tls(information, certificates)
 }
 
 /// What an error of Redis means to us.

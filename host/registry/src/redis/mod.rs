@@ -20,6 +20,7 @@ use tokio::sync;
 use self::{link::Link, watch::Watch};
 use crate::{
     Deployment, Digest, Module, Registry, RegistryError, Version, WorkerStatus,
+    connect::Tls,
     plan::{self, Owners, Plan, Standing},
     workers,
 };
@@ -51,8 +52,8 @@ pub struct RedisRegistry {
 impl RedisRegistry {
     /// # Errors
     /// For a URL that is none of Redis's, and when the server is down or refuses.
-    pub async fn connect(url: &str, worker_lifetime: Duration) -> Result<Self, RegistryError> {
-        let link = Link::connect(url).await?;
+    pub async fn connect(url: &str, worker_lifetime: Duration, tls: &Tls) -> Result<Self, RegistryError> {
+        let link = Link::connect(url, tls).await?;
         let watch = Watch::start(&link).await?;
         Ok(Self { link, watch, worker_lifetime })
     }

@@ -1,22 +1,21 @@
 //! One instance, from its first page to its last: made for one call, and gone with it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
 use super::{
-    context::{Failure, TaskPre},
+    context::{Failure, Sends, TaskPre},
+    conversation::Conversation,
+    deadlines::Deadlines,
     limiter::Limiter,
     output::Notices,
     wasi::Wasi,
 };
-use crate::{Exception, Exit, Job, Limit, Limits, Notice, engine};
+use crate::{Exception, Exit, Job, Limit, Limits, engine};
 
-/// Bytes that one call may hand over, beside a result.
+/// Bytes that one call may hand over, beside a result or a signature.
 const HOST_CALL_FUEL: usize = 2 << 20;
 /// A function's name is cut here (bytes).
 const MAX_NAME: usize = 200;
@@ -36,7 +35,8 @@ enum Target {
 
 impl Call {
     pub(super) fn describe(limits: Limits) -> Self {
-        Self { limits, target: Target::Describe }
+        // It has nothing to clean up.
+        Self { limits: Limits { soft_time: None, ..limits }, target: Target::Describe }
     }
 }
 
@@ -50,11 +50,13 @@ impl From<Job> for Call {
 /// What host functions of one run work on.
 pub(super) struct State {
     pub(super) request: String,
-    pub(super) deadline: Instant,
+    pub(super) deadlines: Arc<Deadlines>,
+    pub(super) conversation: Arc<Conversation>,
     pub(super) notices: Arc<Notices>,
+    pub(super) sends: Sends,
     pub(super) exception_limit: usize,
     pub(super) panicked: Option<Exception>,
-    /// A limit that a host function found exceeded.
+    /// A limit that a host function or the epoch found exceeded.
     pub(super) exceeded: Option<Limit>,
     limiter: Limiter,
     wasi: Option<Box<Wasi>>,
@@ -67,37 +69,44 @@ impl WasiView for State {
     }
 }
 
-/// Run `call` in a fresh instance of `task`, within its limits; the instance is gone when this returns.
-pub(super) async fn run(task: &TaskPre<State>, call: Call, notify: impl Fn(Notice) + Send + Sync + 'static) -> Exit {
+/// Run `call` in a fresh instance of `task`, within its limits; the instance is gone when this returns, or is dropped.
+pub(super) async fn run(task: &TaskPre<State>, call: Call, conversation: Arc<Conversation>) -> Exit {
     let Call { limits, mut target } = call;
-    let deadline = Instant::now() + limits.time;
+    let deadlines = Deadlines::new(Instant::now(), &limits);
     let request = match &mut target {
         Target::Run { request, .. } => std::mem::take(request),
         Target::Describe => "{}".to_owned(),
     };
-    let mut store = store(task, request, deadline, &limits, notify);
-    let invocation = invoke(&mut store, task, &target);
-    // The epoch ends a guest that computes, this one that waits in a host call.
-    match tokio::time::timeout_at(deadline.into(), invocation).await {
-        Err(_) => Exit::Exceeded(Limit::Time(limits.time)),
-        Ok(Err(error)) => explain(&error, store.into_data(), limits.time),
+    let mut store = store(task, request, deadlines.clone(), &limits, conversation);
+    // The epoch ends a guest that computes, the deadlines one that waits in a host call. The guest goes first, so that
+    // one whose sleep is over at the same moment as its time hears of the former.
+    let outcome = tokio::select! {
+        biased;
+        outcome = invoke(&mut store, task, &target) => outcome,
+        limit = deadlines.pass() => return Exit::Exceeded(limit),
+    };
+    match (outcome, deadlines.exceeded(Instant::now())) {
+        (Err(error), _) => explain(&error, store.into_data()),
         // A call that came back too late is late, even if nothing could stop it before.
-        Ok(Ok(_)) if Instant::now() > deadline => Exit::Exceeded(Limit::Time(limits.time)),
-        Ok(Ok(outcome)) => judge(outcome, store.data(), &limits),
+        (Ok(_), Some(limit)) => Exit::Exceeded(limit),
+        (Ok(outcome), None) => judge(outcome, store.data(), &limits),
     }
 }
 
 fn store(
     task: &TaskPre<State>,
     request: String,
-    deadline: Instant,
+    deadlines: Arc<Deadlines>,
     limits: &Limits,
-    notify: impl Fn(Notice) + Send + Sync + 'static,
+    conversation: Arc<Conversation>,
 ) -> Store<State> {
+    let telling = conversation.clone();
     let state = State {
         request,
-        deadline,
-        notices: Notices::new(limits, notify),
+        deadlines,
+        conversation,
+        notices: Notices::new(limits, move |notice| telling.tell(notice)),
+        sends: Sends::new(limits),
         exception_limit: usize::try_from(limits.exception).unwrap_or(usize::MAX),
         panicked: None,
         exceeded: None,
@@ -107,11 +116,13 @@ fn store(
     let mut store = Store::new(task.engine(), state);
     store.limiter(|state| &mut state.limiter);
     // What a guest may hand over in one call: a result, or what a host function takes.
-    store.set_hostcall_fuel(usize::try_from(limits.result).unwrap_or(usize::MAX).saturating_add(HOST_CALL_FUEL));
+    let largest = usize::try_from(limits.result.max(limits.send_size)).unwrap_or(usize::MAX);
+    store.set_hostcall_fuel(largest.saturating_add(HOST_CALL_FUEL));
     store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |_| {
-        if Instant::now() >= deadline {
-            return Ok(UpdateDeadline::Interrupt);
+    store.epoch_deadline_callback(|mut store| {
+        let state = store.data_mut();
+        if let Some(limit) = state.deadlines.exceeded(Instant::now()) {
+            return Err(state.exceed(limit));
         }
         // Tokio's own yield lets timers and sockets be served before the guest goes on.
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
@@ -137,6 +148,12 @@ fn judge(outcome: Result<String, Failure>, state: &State, limits: &Limits) -> Ex
         Ok(result) if result.len() as u64 > limits.result => Exit::Exceeded(Limit::Result(limits.result)),
         Ok(result) => Exit::Returned(result),
         Err(Failure::Failed(exception)) => Exit::Raised(state.bounded(exception)),
+        Err(Failure::Retry(retry)) if retry.options.len() as u64 > limits.result => {
+            Exit::Exceeded(Limit::Result(limits.result))
+        }
+        Err(Failure::Retry(retry)) => {
+            Exit::Retry { cause: retry.cause.map(|cause| state.bounded(cause)), options: retry.options }
+        }
         Err(Failure::Reject(rejection)) => {
             let mut reason = rejection.reason;
             reason.truncate(reason.floor_char_boundary(MAX_REASON));
@@ -147,14 +164,12 @@ fn judge(outcome: Result<String, Failure>, state: &State, limits: &Limits) -> Ex
 }
 
 /// What ended a call that did not return.
-fn explain(error: &wasmtime::Error, state: State, time: Duration) -> Exit {
+fn explain(error: &wasmtime::Error, state: State) -> Exit {
     if let Some(limit) = state.limiter.exceeded.or(state.exceeded) {
         return Exit::Exceeded(limit);
     }
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => return Exit::Exceeded(Limit::Time(time)),
-        Some(Trap::StackOverflow) => return Exit::Exceeded(Limit::Stack),
-        _ => {}
+    if let Some(Trap::StackOverflow) = error.downcast_ref() {
+        return Exit::Exceeded(Limit::Stack);
     }
     let mut reason = error.root_cause().to_string();
     reason.truncate(reason.floor_char_boundary(MAX_REASON));

@@ -4,6 +4,8 @@
 //! the first. Read [`serve`] first, then [`instance`].
 
 mod context;
+mod conversation;
+mod deadlines;
 mod instance;
 mod limiter;
 mod modules;
@@ -30,6 +32,7 @@ use crate::{
     Exit, SandboxOptions, engine,
     frames::{self, Batch, Order, Report},
 };
+use conversation::Conversations;
 use instance::Call;
 use modules::Modules;
 use ticker::Ticker;
@@ -92,48 +95,57 @@ async fn serve(jobs: StdUnixStream, modules: Arc<Modules>, ticker: Arc<Ticker>, 
     // The receiver is the task above, which lives as long as its socket.
     let _ = reports.send(Report::Ready);
     let slots = Arc::new(Semaphore::new(slots as usize));
+    let server = Server { modules, ticker, slots, reports, conversations: Arc::default() };
     let mut buffer = Vec::new();
-    let take = |order| match order {
-        Order::Unload { component } => modules.forget(component),
-        Order::Run { run, component, job } => {
-            start_run(&modules, &ticker, &slots, &reports, run, component, job.into())
-        }
-        Order::Describe { run, component, limits } => {
-            start_run(&modules, &ticker, &slots, &reports, run, component, Call::describe(limits));
-        }
-    };
-    let mut take = take;
-    while frames::receive(&mut from, &mut buffer, &mut take).await? {}
+    while frames::receive(&mut from, &mut buffer, |order| server.take(order)).await? {}
     Ok(())
 }
 
-fn start_run(
-    modules: &Modules,
-    ticker: &Arc<Ticker>,
-    slots: &Arc<Semaphore>,
-    reports: &mpsc::UnboundedSender<Report>,
-    run: u64,
-    component: u32,
-    call: Call,
-) {
-    let Some(task) = modules.get(component) else {
-        let exit = Exit::Lost(format!("component {component} is not loaded"));
-        let _ = reports.send(Report::Exit { run, exit });
-        return;
-    };
-    let (ticker, slots, reports) = (ticker.clone(), slots.clone(), reports.clone());
-    tokio::spawn(async move {
-        // The semaphore is never closed, so a permit always comes.
-        let _slot = slots.acquire().await;
-        let _ticking = ticker.hold();
-        let notices = reports.clone();
-        let exit = instance::run(&task, call, move |notice| {
-            // Without a supervisor to hear it, the process is about to end.
-            let _ = notices.send(Report::Notice { run, notice });
-        })
-        .await;
-        let _ = reports.send(Report::Exit { run, exit });
-    });
+/// What orders work on.
+struct Server {
+    modules: Arc<Modules>,
+    ticker: Arc<Ticker>,
+    slots: Arc<Semaphore>,
+    reports: mpsc::UnboundedSender<Report>,
+    conversations: Arc<Conversations>,
+}
+
+impl Server {
+    fn take(&self, order: Order) {
+        match order {
+            Order::Run { run, component, job } => self.start(run, component, job.into()),
+            Order::Describe { run, component, limits } => self.start(run, component, Call::describe(limits)),
+            Order::Cancel { run } => self.conversations.cancel(run),
+            Order::Answer { run, answer } => self.conversations.answer(run, answer),
+            Order::Unload { component } => self.modules.forget(component),
+        }
+    }
+
+    fn start(&self, run: u64, component: u32, call: Call) {
+        let conversations = self.conversations.clone();
+        let conversation = conversations.begin(run, &self.reports);
+        let Some(task) = self.modules.get(component) else {
+            let exit = Exit::Lost(format!("component {component} is not loaded"));
+            conversations.end(&conversation, exit);
+            return;
+        };
+        let (ticker, slots) = (self.ticker.clone(), self.slots.clone());
+        tokio::spawn(async move {
+            let running = async {
+                // The semaphore is never closed, so a permit always comes.
+                let _slot = slots.acquire().await;
+                let _ticking = ticker.hold();
+                instance::run(&task, call, conversation.clone()).await
+            };
+            // Dropping the rest drops the instance, wherever it is; a guest that computes yields at each tick.
+            let exit = tokio::select! {
+                biased;
+                () = conversation.cancelled() => Exit::Cancelled,
+                exit = running => exit,
+            };
+            conversations.end(&conversation, exit);
+        });
+    }
 }
 
 /// Whatever has queued up goes out as one frame.

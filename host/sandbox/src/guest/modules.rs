@@ -13,13 +13,17 @@ use wasmtime::{
 };
 
 use super::{
-    context::{HANDLER, Task, TaskPre},
+    context::{Task, TaskPre},
     instance::State,
 };
 use crate::{
-    frames::{Answer, Load, Loaded},
+    contract,
+    frames::{Load, LoadAnswer, Loaded},
     runner::MAX_ANSWER,
 };
+
+/// The version of a contract that a component names is cut here (bytes).
+const MAX_VERSION: usize = 64;
 
 /// What can be run, by the supervisor's number for it.
 pub(super) struct Modules {
@@ -54,7 +58,7 @@ impl Modules {
                 Some(code) => self.load(&load, &code),
                 None => Loaded::Refused("the runner has no descriptor left for it".to_owned()),
             };
-            let answer = Answer { component: load.component, loaded };
+            let answer = LoadAnswer { component: load.component, loaded };
             let answer = postcard::to_stdvec(&answer).expect("plain values always serialise");
             if net::send(socket, &answer, net::SendFlags::NOSIGNAL).is_err() {
                 return;
@@ -64,32 +68,41 @@ impl Modules {
 
     fn load(&self, load: &Load, code: &OwnedFd) -> Loaded {
         match self.prepare(code) {
-            Ok(Some(task)) => {
+            Ok(task) => {
                 let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
                 loaded.insert(load.component, Arc::new(task));
                 Loaded::Ready
             }
-            Ok(None) => Loaded::NoHandler,
-            Err(error) => {
-                let mut reason = format!("{error:#}");
-                reason.truncate(reason.floor_char_boundary(MAX_ANSWER / 2));
-                Loaded::Refused(reason)
-            }
+            Err(refusal) => refusal,
         }
     }
 
-    /// None if the component exports no handler.
-    fn prepare(&self, code: &OwnedFd) -> wasmtime::Result<Option<TaskPre<State>>> {
+    fn prepare(&self, code: &OwnedFd) -> Result<TaskPre<State>, Loaded> {
         let path = format!("/proc/self/fd/{}", code.as_raw_fd());
         #[expect(unsafe_code, reason = "the only way to load machine code")]
         // SAFETY: the bytes come from the supervisor, which had them from its own compiler child or from its
         // authenticated cache, and sealed the memory so that nobody changes them while they are mapped.
-        let component = unsafe { Component::deserialize_file(&self.engine, path)? };
-        if component.get_export_index(None, HANDLER).is_none() {
-            return Ok(None);
+        let component = unsafe { Component::deserialize_file(&self.engine, path) }.map_err(refused)?;
+        if component.get_export_index(None, contract::handler()).is_none() {
+            return Err(without_handler(&component, &self.engine));
         }
-        TaskPre::new(self.linker.instantiate_pre(&component)?).map(Some)
+        self.linker.instantiate_pre(&component).and_then(TaskPre::new).map_err(refused)
     }
+}
+
+fn without_handler(component: &Component, engine: &Engine) -> Loaded {
+    let component = component.component_type();
+    let version = component.exports(engine).find_map(|(name, _)| {
+        let version = name.strip_prefix(contract::HANDLER)?.strip_prefix('@')?;
+        Some(version[..version.floor_char_boundary(MAX_VERSION)].to_owned())
+    });
+    version.map_or(Loaded::NoHandler, Loaded::OtherVersion)
+}
+
+fn refused(error: wasmtime::Error) -> Loaded {
+    let mut reason = format!("{error:#}");
+    reason.truncate(reason.floor_char_boundary(MAX_ANSWER / 2));
+    Loaded::Refused(reason)
 }
 
 /// None when the supervisor has closed its end.

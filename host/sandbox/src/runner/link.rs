@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{
@@ -11,14 +14,14 @@ use tokio::{
     sync::{Notify, mpsc, watch},
 };
 
-use super::{Event, Run};
+use super::{Event, Question, Run};
 use crate::{
-    Exit, Limits, Notice,
+    Ask, Exit, Limits, Notice,
     frames::{self, Batch, NOTICE_COST, Order, Report},
 };
 
 /// What the tasks of one runner share. Its channels need no bounds of their own: orders are bounded by the runs
-/// that callers have under way, notices by each run's limits.
+/// that callers have under way, notices and questions by each run's limits.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) orders: mpsc::UnboundedSender<Order>,
@@ -38,8 +41,39 @@ struct Runs {
 #[derive(Debug)]
 struct UnderWay {
     events: mpsc::UnboundedSender<Event>,
-    /// What its notices may still weigh. The runner enforces the limits; this is for one that has been taken over.
+    // The runner enforces the limits; the rest is for one that has been taken over.
+    /// What its notices may still weigh.
     allowance: u64,
+    asks_left: u32,
+    /// Bytes of one.
+    ask_size: u64,
+    /// Whether its last question waits for an answer, which is when it cannot ask another.
+    asking: Arc<AtomicBool>,
+}
+
+impl UnderWay {
+    fn new(events: mpsc::UnboundedSender<Event>, limits: &Limits) -> Self {
+        let (asks_left, ask_size) = (limits.sends, limits.send_size);
+        Self { events, allowance: allowance(limits), asks_left, ask_size, asking: Arc::default() }
+    }
+
+    fn hear(&mut self, notice: Notice) {
+        if let Some(left) = self.allowance.checked_sub(weight(&notice)) {
+            self.allowance = left;
+            let _ = self.events.send(Event::Notice(notice));
+        }
+    }
+
+    fn ask(&mut self, ask: Ask, question: impl FnOnce() -> Question) {
+        let Ask::Send(signature) = &ask;
+        let fits = signature.len() as u64 <= self.ask_size && !self.asking.load(Ordering::Acquire);
+        if fits && let Some(left) = self.asks_left.checked_sub(1) {
+            let question = question();
+            self.asks_left = left;
+            self.asking = question.open();
+            let _ = self.events.send(Event::Ask(ask, question));
+        }
+    }
 }
 
 /// What a run that keeps to its limits never exceeds, with room for the line that says it was cut.
@@ -61,17 +95,18 @@ impl Link {
     pub(super) fn start(&self, limits: &Limits, order: impl FnOnce(u64) -> Order) -> Run {
         let (sender, events) = mpsc::unbounded_channel();
         let mut runs = self.runs();
+        let number = runs.next;
+        runs.next += 1;
+        let run = Run { number, orders: self.orders.downgrade(), events };
         if let Some(reason) = &runs.lost {
             let _ = sender.send(Event::Exit(Exit::Lost(reason.clone())));
-            return Run { events };
+            return run;
         }
-        let run = runs.next;
-        runs.next += 1;
-        runs.under_way.insert(run, UnderWay { events: sender, allowance: allowance(limits) });
+        runs.under_way.insert(number, UnderWay::new(sender, limits));
         drop(runs);
         // Fails only while the process is ending, and the run is told of that.
-        let _ = self.orders.send(order(run));
-        Run { events }
+        let _ = self.orders.send(order(number));
+        run
     }
 
     fn take(&self, report: Report) {
@@ -79,11 +114,13 @@ impl Link {
         match report {
             Report::Ready => self.ready.notify_one(),
             Report::Notice { run, notice } => {
-                if let Some(under_way) = self.runs().under_way.get_mut(&run)
-                    && let Some(left) = under_way.allowance.checked_sub(weight(&notice))
-                {
-                    under_way.allowance = left;
-                    let _ = under_way.events.send(Event::Notice(notice));
+                if let Some(under_way) = self.runs().under_way.get_mut(&run) {
+                    under_way.hear(notice);
+                }
+            }
+            Report::Ask { run, ask } => {
+                if let Some(under_way) = self.runs().under_way.get_mut(&run) {
+                    under_way.ask(ask, || Question::new(run, self.orders.downgrade()));
                 }
             }
             Report::Exit { run, exit } => {
@@ -191,6 +228,45 @@ mod tests {
             notices += 1;
         }
         assert!(notices as u64 * NOTICE_COST <= allowance(&limits), "{notices}");
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_asks_without_waiting_is_not_heard() {
+        let (link, _orders) = Link::new();
+        let mut run = link.start(&Limits { sends: 2, send_size: 10, ..Limits::default() }, order);
+        let ask = |signature: &str| link.take(Report::Ask { run: 0, ask: Ask::Send(signature.to_owned()) });
+        ask("more than it may");
+        ask("first");
+        ask("meanwhile");
+        let Event::Ask(first, question) = run.next().await else { panic!("it asked") };
+        assert_eq!(first, Ask::Send("first".to_owned()));
+        question.answer(Ok("id".to_owned()));
+        ask("second");
+        let Event::Ask(second, question) = run.next().await else { panic!("it asked again") };
+        assert_eq!(second, Ask::Send("second".to_owned()));
+        drop(question);
+        ask("third");
+        link.take(Report::Exit { run: 0, exit: Exit::Ignored });
+        let last = run.next().await;
+        assert!(matches!(last, Event::Exit(Exit::Ignored)), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn a_question_is_answered_once_and_a_dropped_one_too() {
+        let (link, mut orders) = Link::new();
+        let mut run = link.start(&Limits::default(), order);
+        assert!(matches!(orders.recv().await, Some(Order::Describe { run: 0, .. })));
+        for said in [Some("id"), None] {
+            link.take(Report::Ask { run: 0, ask: Ask::Send("{}".to_owned()) });
+            let Event::Ask(_, question) = run.next().await else { panic!("it asked") };
+            match said {
+                Some(id) => question.answer(Ok(id.to_owned())),
+                None => drop(question),
+            }
+            let Some(Order::Answer { run: 0, answer }) = orders.recv().await else { panic!("it was answered") };
+            assert_eq!(answer.ok().as_deref(), said);
+            assert!(orders.try_recv().is_err());
+        }
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod link;
 mod modules;
+mod run;
 
 use std::{
     sync::{
@@ -15,14 +16,16 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::UnixStream,
     process::ChildStderr,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
 };
 
 pub(crate) use self::modules::MAX_ANSWER;
+pub use self::run::{Event, Question, Run};
 use self::{link::Link, modules::Modules};
 use crate::{
-    Code, Exit, Job, Limit, Limits, Notice, SandboxOptions,
+    Code, Exit, Job, Limit, Limits, SandboxOptions,
     child::{self, Role},
+    contract,
     frames::{Loaded, Order},
     guest,
 };
@@ -47,6 +50,12 @@ pub enum RunnerError {
 pub enum LoadError {
     #[error("it has no tasks: it does not export rtask:task/handler (was it built with an rtask SDK?)")]
     NoHandler,
+    #[error(
+        "it was built for version {0} of rtask:task, and this host speaks {version}; \
+         build it again with an SDK of this host's version",
+        version = contract::VERSION
+    )]
+    OtherVersion(String),
     #[error("{0}")]
     Refused(String),
     #[error("the runner process was lost: {0}")]
@@ -71,36 +80,6 @@ pub struct Runner {
 pub struct ComponentId {
     number: u32,
     link: Arc<Link>,
-}
-
-/// What a run says; an exit is the last.
-#[derive(Debug)]
-pub enum Event {
-    Notice(Notice),
-    Exit(Exit),
-}
-
-/// One run in progress.
-#[derive(Debug)]
-pub struct Run {
-    events: mpsc::UnboundedReceiver<Event>,
-}
-
-impl Run {
-    /// The next event; after the exit, and if the process is lost, [`Exit::Lost`].
-    pub async fn next(&mut self) -> Event {
-        let lost = || Event::Exit(Exit::Lost("the runner process has ended".to_owned()));
-        self.events.recv().await.unwrap_or_else(lost)
-    }
-
-    /// The exit, with the notices before it dropped.
-    pub async fn exit(mut self) -> Exit {
-        loop {
-            if let Event::Exit(exit) = self.next().await {
-                return exit;
-            }
-        }
-    }
 }
 
 impl Runner {
@@ -179,6 +158,7 @@ impl Runner {
         match loaded {
             Loaded::Ready => Ok(ComponentId { number, link: self.link.clone() }),
             Loaded::NoHandler => Err(LoadError::NoHandler),
+            Loaded::OtherVersion(version) => Err(LoadError::OtherVersion(version)),
             Loaded::Refused(reason) => Err(LoadError::Refused(reason)),
         }
     }

@@ -15,12 +15,12 @@ use rustix::{
 
 use crate::{
     Code,
-    frames::{Answer, Load, Loaded},
+    frames::{Load, LoadAnswer, Loaded},
 };
 
 /// How long a runner may take to load one component.
 const LOAD_TIME: Duration = Duration::from_secs(30);
-/// An [`Answer`] is at most this long (bytes).
+/// A [`LoadAnswer`] is at most this long (bytes).
 pub(crate) const MAX_ANSWER: usize = 16 << 10;
 
 /// The supervisor's end. Locked from a question to its answer.
@@ -48,7 +48,7 @@ impl Modules {
         if length == 0 {
             return Err(Error::other("the runner process has ended"));
         }
-        let answer: Answer = postcard::from_bytes(&bytes[..length]).map_err(Error::other)?;
+        let answer: LoadAnswer = postcard::from_bytes(&bytes[..length]).map_err(Error::other)?;
         if answer.component != component {
             return Err(Error::other("it answered another question"));
         }

@@ -10,6 +10,7 @@ use syn::{
 use crate::{
     options::Options,
     signature::{Kind, Parameter, Signature},
+    values::{Backoff, MaxRetries},
 };
 
 /// The manifest's schema allows no longer documentation (characters).
@@ -44,7 +45,7 @@ fn keep_frame(function: &mut ItemFn) {
 }
 
 fn registration(function: &ItemFn, options: &Options, signature: &Signature) -> TokenStream {
-    let rtask = rtask(&options.rtask);
+    let rtask = rtask(options.rtask.as_ref());
     let cfg = function.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"));
     let own_name = function.sig.ident.unraw().to_string();
     let name = match &options.name {
@@ -53,7 +54,7 @@ fn registration(function: &ItemFn, options: &Options, signature: &Signature) -> 
     };
     let doc = documentation(&function.attrs);
     let parameters = signature.parameters.iter().map(|parameter| describe(&rtask, parameter));
-    let values = described_options(options);
+    let values = described_options(&rtask, options);
     let call = call(&rtask, function, signature);
     quote! {
         #(#cfg)*
@@ -73,27 +74,68 @@ fn registration(function: &ItemFn, options: &Options, signature: &Signature) -> 
     }
 }
 
-fn rtask(path: &Path) -> TokenStream {
-    quote!(#path::__private)
+fn rtask(path: Option<&Path>) -> TokenStream {
+    match path {
+        Some(path) => quote!(#path::__private),
+        None => quote!(::rtask::__private),
+    }
 }
 
-fn described_options(options: &Options) -> TokenStream {
-    let Options { name: _, rtask: _, time_limit, memory, acks_late, ignore_result, track_started } = options;
-    let [time_limit, memory] = [option(time_limit), option(memory)];
-    let [acks_late, ignore_result, track_started] = [acks_late, ignore_result, track_started].map(option);
-    quote! {
-        acks_late: #acks_late,
-        ignore_result: #ignore_result,
-        track_started: #track_started,
-        time_limit: #time_limit,
-        memory: #memory,
-    }
+/// The fields of `rtask`'s `Options`; the compiler of the task would miss one that is forgotten here.
+fn described_options(rtask: &TokenStream, options: &Options) -> TokenStream {
+    let fields = [
+        ("acks_late", option(&options.acks_late)),
+        ("acks_on_failure", option(&options.acks_on_failure)),
+        ("acks_on_timeout", option(&options.acks_on_timeout)),
+        ("reject_on_worker_lost", option(&options.reject_on_worker_lost)),
+        ("ignore_result", option(&options.ignore_result)),
+        ("store_errors_even_if_ignored", option(&options.store_errors_even_if_ignored)),
+        ("track_started", option(&options.track_started)),
+        ("time_limit", option(&options.time_limit)),
+        ("soft_time_limit", option(&options.soft_time_limit)),
+        ("memory", option(&options.memory)),
+        ("max_retries", option(&options.max_retries.map(|limit| max_retries(rtask, limit)))),
+        ("default_retry_delay", option(&options.default_retry_delay)),
+        ("autoretry_for", list(options.autoretry_for.as_deref())),
+        ("dont_autoretry_for", list(options.dont_autoretry_for.as_deref())),
+        ("retry_backoff", option(&options.retry_backoff.and_then(factor))),
+        ("retry_backoff_max", option(&options.retry_backoff_max)),
+        ("retry_jitter", option(&options.retry_jitter)),
+        ("rate_limit", option(&options.rate_limit)),
+        ("queue", option(&options.queue)),
+        ("priority", option(&options.priority)),
+        ("expires", option(&options.expires)),
+    ];
+    let fields = fields.map(|(name, value)| {
+        let name = Ident::new(name, Span::call_site());
+        quote!(#name: #value)
+    });
+    quote!(#(#fields),*)
 }
 
 fn option<T: ToTokens>(value: &Option<T>) -> TokenStream {
     match value {
         Some(value) => quote!(::core::option::Option::Some(#value)),
         None => quote!(::core::option::Option::None),
+    }
+}
+
+fn list(names: Option<&[String]>) -> TokenStream {
+    let names = names.unwrap_or_default();
+    quote!(&[#(#names),*])
+}
+
+fn max_retries(rtask: &TokenStream, limit: MaxRetries) -> TokenStream {
+    match limit {
+        MaxRetries::Times(times) => quote!(#rtask::MaxRetries::Times(#times)),
+        MaxRetries::Unlimited => quote!(#rtask::MaxRetries::Unlimited),
+    }
+}
+
+fn factor(backoff: Backoff) -> Option<f64> {
+    match backoff {
+        Backoff::Off => None,
+        Backoff::Factor(factor) => Some(factor),
     }
 }
 

@@ -46,6 +46,11 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where it keeps its data.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Stop it in good order and start it again, on the same port with the same data.
     ///
     /// # Errors

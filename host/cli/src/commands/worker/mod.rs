@@ -1,19 +1,22 @@
 //! `rtask worker`: give up root, connect, hand over to the worker room, and turn signals into shutdowns.
 
+mod shutdown;
+
 use std::{
-    num::{NonZeroU16, NonZeroUsize},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::Args;
-use rtask_broker::{Patience, backoff::Backoff, connect_backend, connect_broker, error::without_password};
+use rtask_broker::{
+    Broker, Patience, Queue, backoff::Backoff, connect_backend_over, connect_broker, connect_ledger,
+    error::without_password,
+};
 use rtask_protocol::names::node_name;
 use rtask_registry::{DEFAULT_TENANT, SharedRegistry};
 use rtask_sandbox::{Sandbox, SandboxOptions, privileges};
-use rtask_worker::{LONGEST_RUN, Options, Ports};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use rtask_worker::{Options, Ports, Shutdown, TaskDefaults};
 
 use super::{embedded_path, host_name, run_on, runtime, sandbox_options, unprivileged};
 use crate::{
@@ -21,18 +24,26 @@ use crate::{
     failure::{Attempt, Failure},
     logging::{self, Level},
     output::Output,
-    settings::{Names, Seconds, Settings},
+    settings::{Names, Seconds, Settings, Text},
 };
+use shutdown::{Signals, Stage};
 
 /// Run tasks until told to stop
 ///
 /// TERM or one Ctrl-C: take no more tasks, finish those that run, and exit with 0. QUIT or a second Ctrl-C: stop at
-/// once; the tasks that were running go back to their queues.
+/// once, or after worker_soft_shutdown_timeout, and exit with 1; the tasks that were running go back to their queues.
+/// With REMAP_SIGTERM=SIGQUIT in the environment, TERM does what QUIT does.
 #[derive(Debug, Args)]
 pub struct Worker {
     /// Queues to consume, with commas between them; without it, task_queues or task_default_queue
     #[arg(short = 'Q', long, value_name = "QUEUES")]
     queues: Option<Names>,
+    /// Queues not to consume, with commas between them
+    #[arg(short = 'X', long, value_name = "QUEUES")]
+    exclude_queues: Option<Names>,
+    /// Remove the messages that wait in these queues, before the first is taken. There is no undo
+    #[arg(long, visible_alias = "discard")]
+    purge: bool,
     /// Tasks to run at the same time; without it, one a processor
     #[arg(short, long, value_name = "NUMBER")]
     concurrency: Option<NonZeroUsize>,
@@ -42,12 +53,18 @@ pub struct Worker {
     /// The least severe messages to log
     #[arg(short, long, value_name = "LEVEL", default_value = "info", ignore_case = true)]
     loglevel: Level,
-    /// Messages to hold for each task that can run at the same time
+    /// Messages to hold for each task that can run at the same time; 0 for any number
     #[arg(long, value_name = "NUMBER")]
-    prefetch_multiplier: Option<NonZeroU16>,
+    prefetch_multiplier: Option<u16>,
+    /// Hold no more messages than tasks that can run
+    #[arg(long)]
+    disable_prefetch: bool,
     /// The hard time limit, in seconds, of tasks and messages that set none
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<Seconds>,
+    /// When such tasks are told to come to an end, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    soft_time_limit: Option<Seconds>,
     /// Who to become when started as root; without it, nobody
     #[arg(long)]
     user: Option<String>,
@@ -55,32 +72,43 @@ pub struct Worker {
 
 impl Worker {
     fn apply(&self, settings: &mut Settings) {
-        if let Some(queues) = &self.queues {
-            settings.task_queues = queues.clone();
-        }
         if self.concurrency.is_some() {
             settings.worker_concurrency = self.concurrency;
         }
         if let Some(multiplier) = self.prefetch_multiplier {
             settings.worker_prefetch_multiplier = multiplier;
         }
+        settings.worker_disable_prefetch |= self.disable_prefetch;
         if let Some(limit) = self.time_limit {
             settings.task_time_limit = limit;
+        }
+        if let Some(limit) = self.soft_time_limit {
+            settings.task_soft_time_limit = limit;
         }
         if self.user.is_some() {
             settings.worker_user.clone_from(&self.user);
         }
+    }
+
+    fn options(&self, settings: &Settings) -> Result<Options, Failure> {
+        let name = node_name(&self.hostname, &host_name());
+        let mut queues = settings.queues(self.queues.as_ref(), self.exclude_queues.as_ref())?;
+        if settings.worker_direct {
+            queues.push(settings.direct_queue(&name));
+        }
+        options(settings, name, queues)
     }
 }
 
 pub fn run(worker: Worker, mut settings: Settings, output: Output) -> Result<ExitCode, Failure> {
     worker.apply(&mut settings);
     logging::start(worker.loglevel, output);
+    // As root, if that is who this is: a key that others cannot read is read now.
+    let options = worker.options(&settings)?;
     // Before the first thread: what binds a process's rights binds only threads that start later.
     leave_root(&settings)?;
-    let options = options(&settings, node_name(&worker.hostname, &host_name()));
     let runtime = runtime(std::thread::available_parallelism().map_or(1, usize::from))?;
-    run_on(runtime, serve(options, settings))?;
+    run_on(runtime, serve(options, settings, worker.purge))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,7 +141,7 @@ fn stay_as(user: Option<&str>) -> Result<(), Failure> {
 }
 
 fn embedded_stores(settings: &Settings) -> Result<Vec<&Path>, Failure> {
-    let urls = [settings.broker(), settings.backend()?, settings.registry()?];
+    let urls = [settings.broker(), settings.backend()?, settings.ledger()?, settings.registry()?];
     let mut paths: Vec<&Path> = urls.into_iter().filter_map(embedded_path).collect();
     paths.sort_unstable();
     paths.dedup();
@@ -124,38 +152,71 @@ fn cache_folder(settings: &Settings) -> PathBuf {
     settings.worker_cache.clone().unwrap_or_else(|| PathBuf::from(Settings::DEFAULT_CACHE))
 }
 
-fn options(settings: &Settings, name: String) -> Options {
+fn options(settings: &Settings, name: String, queues: Vec<Queue>) -> Result<Options, Failure> {
     let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    Options {
+    let (accept, signer) = settings.worker_content()?;
+    Ok(Options {
         name,
         tenant: DEFAULT_TENANT.to_owned(),
-        queues: settings.queues(),
+        queues,
         concurrency: settings.worker_concurrency.unwrap_or(processors).get(),
-        prefetch_multiplier: settings.worker_prefetch_multiplier.get(),
+        prefetch_multiplier: settings.worker_prefetch_multiplier,
+        disable_prefetch: settings.worker_disable_prefetch,
         delivery_limit: settings.delivery_limit.get(),
-        acks_late: settings.task_acks_late,
-        track_started: settings.task_track_started,
+        eta_horizon: settings.worker_eta_horizon.0,
+        task: task_defaults(settings),
         limits: settings.run_limits(),
-        max_time: settings.limits.max_time.limit().unwrap_or(LONGEST_RUN),
+        max_time: settings.limits.longest_run(),
         max_memory: settings.limits.max_memory.0,
-        max_body: usize::try_from(settings.limits.arguments.0).unwrap_or(usize::MAX),
+        accept,
+        signer,
+        disable_rate_limits: settings.worker_disable_rate_limits,
+        global_rate_limits: settings.global_rate_limits(),
+        routes: settings.routes()?,
+        result_extended: settings.result_extended,
+    })
+}
+
+fn task_defaults(settings: &Settings) -> TaskDefaults {
+    let on_either = settings.task_acks_on_failure_or_timeout;
+    TaskDefaults {
+        acks_late: settings.task_acks_late,
+        acks_on_failure: settings.task_acks_on_failure.unwrap_or(on_either),
+        acks_on_timeout: settings.task_acks_on_timeout.unwrap_or(on_either),
+        reject_on_worker_lost: settings.task_reject_on_worker_lost,
+        ignore_result: settings.task_ignore_result,
+        store_errors_even_if_ignored: settings.task_store_errors_even_if_ignored,
+        track_started: settings.task_track_started,
+        rate_limit: settings.task_default_rate_limit.map(|Text(rate)| rate),
+        ..TaskDefaults::default()
     }
 }
 
-async fn serve(options: Options, settings: Settings) -> Result<(), Failure> {
-    let shutdown = CancellationToken::new();
-    let mut signals = Signals::listen().attempt("failed to listen for signals")?;
+async fn serve(options: Options, settings: Settings, purge: bool) -> Result<(), Failure> {
+    let shutdown = Shutdown::default();
+    let soft = settings.worker_soft_shutdown_timeout.limit();
+    let mut signals = Signals::listen(shutdown.clone(), soft).attempt("failed to listen for signals")?;
     announce(&options, &settings)?;
     let work = async {
         let ports = tokio::select! {
             ports = connect(&settings, options.concurrency) => ports?,
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.warm.cancelled() => return Ok(()),
         };
-        Ok(rtask_worker::run(options, ports, shutdown.clone()).await?)
+        if purge {
+            self::purge(ports.broker.as_ref(), &options.queues).await?;
+        }
+        Ok::<_, Failure>(rtask_worker::run(options, ports, shutdown.clone()).await?)
     };
     tokio::select! {
-        done = work => done,
-        () = signals.until_cold(&shutdown) => {
+        done = work => done?,
+        () = signals.until_forced() => {}
+    }
+    if settings.worker_enable_soft_shutdown_on_idle {
+        signals.until_not_soft().await;
+    }
+    match signals.stage() {
+        Stage::Running | Stage::Warm => Ok(()),
+        Stage::Soft | Stage::Cold | Stage::Forced => {
             Err(Failure::new("stopped at once, as asked; the tasks that were running go back to their queues"))
         }
     }
@@ -163,13 +224,14 @@ async fn serve(options: Options, settings: Settings) -> Result<(), Failure> {
 
 fn announce(options: &Options, settings: &Settings) -> Result<(), Failure> {
     let [uid, ..] = privileges::standing().uids;
+    let queues: Vec<&str> = options.queues.iter().map(|queue| queue.name.as_str()).collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = options.name,
         broker = without_password(settings.broker()),
         results = without_password(settings.backend()?),
         registry = without_password(settings.registry()?),
-        queues = options.queues.join(","),
+        queues = queues.join(","),
         concurrency = options.concurrency,
         uid,
         "rtask worker starts"
@@ -180,16 +242,28 @@ fn announce(options: &Options, settings: &Settings) -> Result<(), Failure> {
 /// A server that is down is waited for; one that refuses ends the worker.
 async fn connect(settings: &Settings, concurrency: usize) -> Result<Ports, Failure> {
     let sandbox = sandbox(settings, concurrency)?;
-    let broker = connect_broker(settings.broker(), Patience::Forever).await?;
-    let backend = connect_backend(settings.backend()?, settings.retention(), Patience::Forever).await?;
-    let registry = connect_registry(settings.registry()?).await?;
-    Ok(Ports { broker, backend, registry, sandbox })
+    let broker = connect_broker(settings.broker(), settings.broker_transport(Patience::Forever)?).await?;
+    let transport = settings.backend_transport(Patience::Forever)?;
+    let backend = connect_backend_over(&broker, settings.backend()?, settings.retention(), transport.clone()).await?;
+    let ledger = connect_ledger(settings.ledger()?, transport).await?;
+    let registry = connect_registry(settings).await?;
+    Ok(Ports { broker, backend, ledger, registry, sandbox })
 }
 
-async fn connect_registry(url: &str) -> Result<SharedRegistry, Failure> {
+async fn purge(broker: &dyn Broker, queues: &[Queue]) -> Result<(), Failure> {
+    let mut removed = 0;
+    for queue in queues {
+        removed += broker.purge(&queue.name).await.attempt(format_args!("failed to purge queue {}", queue.name))?;
+    }
+    tracing::info!(removed, "messages were removed from the queues");
+    Ok(())
+}
+
+async fn connect_registry(settings: &Settings) -> Result<SharedRegistry, Failure> {
+    let (url, tls) = (settings.registry()?, settings.registry_tls()?);
     let mut backoff = Backoff::default();
     loop {
-        match rtask_registry::connect(url).await {
+        match rtask_registry::connect_over_tls(url, &tls).await {
             Err(error) if !error.is_permanent() => {
                 tracing::warn!(%error, "trying again");
                 backoff.wait().await;
@@ -209,38 +283,6 @@ fn sandbox(settings: &Settings, concurrency: usize) -> Result<Sandbox, Failure> 
             Ok(Sandbox::new(options)?)
         }
         made => Ok(made?),
-    }
-}
-
-/// The signals that end a worker.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    quit: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-        })
-    }
-
-    /// Cancel `shutdown` at the first signal; end when the worker is to stop at once.
-    async fn until_cold(&mut self, shutdown: &CancellationToken) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => if shutdown.is_cancelled() { return },
-                _ = self.quit.recv() => return,
-            }
-            if !shutdown.is_cancelled() {
-                tracing::info!("stopping when the running tasks are done; Ctrl-C (again) or QUIT stops at once");
-                shutdown.cancel();
-            }
-        }
     }
 }
 
@@ -267,15 +309,41 @@ mod tests {
         let plain = settings.clone();
         worker(&[]).apply(&mut settings);
         assert_eq!(settings, plain);
-        worker(&["-Q", "a,b", "-c", "3", "--prefetch-multiplier", "2", "--time-limit", "1.5", "--user", "me"])
-            .apply(&mut settings);
-        let options = options(&settings, "w@h".to_owned());
-        assert_eq!(
-            (options.queues, options.concurrency, options.prefetch_multiplier),
-            (vec!["a".into(), "b".into()], 3, 2)
-        );
-        assert_eq!(options.limits.time.as_secs_f64(), 1.5);
+        let line = "-c 3 --prefetch-multiplier 0 --disable-prefetch --time-limit 1.5 --soft-time-limit 1 --user me";
+        let worker = worker(&line.split(' ').collect::<Vec<_>>());
+        worker.apply(&mut settings);
+        let options = worker.options(&settings).unwrap();
+        assert_eq!((options.concurrency, options.prefetch_multiplier, options.disable_prefetch), (3, 0, true));
+        let limits = (options.limits.time.as_secs_f64(), options.limits.soft_time.map(|soft| soft.as_secs_f64()));
+        assert_eq!(limits, (1.5, Some(1.0)));
         assert_eq!(settings.worker_user.as_deref(), Some("me"));
+    }
+
+    #[test]
+    fn a_worker_consumes_what_it_is_told_and_its_own_queue() {
+        let settings = Settings { worker_direct: true, ..Settings::default() };
+        let options = worker(&["-Q", "a,b", "-X", "b", "-n", "w@h"]).options(&settings).unwrap();
+        let queues: Vec<&str> = options.queues.iter().map(|queue| queue.name.as_str()).collect();
+        assert_eq!(queues, ["a", "w@h.dq2"]);
+        assert!(worker(&["-Q", "a", "-X", "a"]).options(&settings).is_err());
+    }
+
+    #[test]
+    fn one_switch_stands_for_two_unless_they_say_otherwise() {
+        let acks = |either, failure, timeout| {
+            let settings = Settings {
+                task_acks_on_failure_or_timeout: either,
+                task_acks_on_failure: failure,
+                task_acks_on_timeout: timeout,
+                ..Settings::default()
+            };
+            let defaults = task_defaults(&settings);
+            (defaults.acks_on_failure, defaults.acks_on_timeout)
+        };
+        assert_eq!(acks(true, None, None), (true, true));
+        assert_eq!(acks(false, None, None), (false, false));
+        assert_eq!(acks(false, Some(true), None), (true, false));
+        assert_eq!(acks(true, None, Some(false)), (true, false));
     }
 
     #[test]
