@@ -1,5 +1,7 @@
 //! Doing what was decided of a task. Nowhere else is a message published, stored or settled at a task's end.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use rtask_broker::{BrokerError, Delivery, Publication, Target, Verdict, backoff::Backoff};
 use rtask_protocol::{Exception, Message, Record, State};
@@ -125,17 +127,32 @@ async fn bury(worker: &Worker, delivery: &Delivery, death: &Death) -> bool {
     false
 }
 
-/// A final state is a promise: it is tried until it is kept, and nothing is acked before. Only what no broker could
-/// carry, such as a message to a `reply_to` that is no queue's name, is given up.
+/// A final state is a promise: it is tried until it is kept, and nothing is acked before. One that no broker could carry,
+/// as a message of `rpc://` may be, is told as a short failure; if that cannot be sent either, since `reply_to` is no
+/// queue's name, it is given up.
 async fn store(worker: &Worker, record: &Record, reply_to: Option<&str>) {
-    let mut backoff = Backoff::default();
-    while let Err(error) = worker.ports.backend.store(record, reply_to).await {
-        if let BrokerError::Unsendable { .. } = error {
-            return tracing::error!(id = record.task_id, %error, "a result can never be sent; it is given up");
+    let (mut backoff, mut record, mut is_short) = (Backoff::default(), Cow::Borrowed(record), false);
+    while let Err(error) = worker.ports.backend.store(&record, reply_to).await {
+        let id = &record.task_id;
+        match error {
+            BrokerError::Unsendable { .. } if is_short => {
+                return tracing::error!(id, %error, "a result can never be sent; it is given up");
+            }
+            BrokerError::Unsendable { .. } => {
+                tracing::error!(id, %error, "a result can never be sent; a failure is sent in its place");
+                (record, is_short) = (Cow::Owned(unsendable(&record)), true);
+            }
+            error => {
+                tracing::warn!(id, %error, "a result could not be stored; trying again");
+                backoff.wait().await;
+            }
         }
-        tracing::warn!(id = record.task_id, %error, "a result could not be stored; trying again");
-        backoff.wait().await;
     }
+}
+
+fn unsendable(record: &Record) -> Record {
+    let told = Exception::rtask("ResultLimitExceeded", "the broker does not carry the task's result");
+    Record::failure(&record.task_id, &told, None, Timestamp::now())
 }
 
 #[cfg(test)]

@@ -21,7 +21,9 @@ pub(crate) async fn send(worker: &Worker, parent: &Request, signature: &str) -> 
     }
     let now = Timestamp::now();
     let caller = signature::Parent { request: parent, inherit_priority: false, origin: &worker.options.name };
-    let call = signature.call(&caller, now).map_err(|error| exception("builtins", "ValueError", error))?;
+    let mut call = signature.call(&caller, now).map_err(|error| exception("builtins", "ValueError", error))?;
+    // RabbitMQ sends a message to whatever queues these name, too.
+    call.headers.retain(|name, _| !matches!(name.as_str(), "CC" | "BCC"));
     let id = call.id.clone();
     let publication = follow::publication(&worker.catalogue, &worker.options, call, now)
         .map_err(|error| exception("builtins", "ValueError", error))?;

@@ -120,7 +120,7 @@ impl Context {
 
     /// Wait without using the processor, rounded up to milliseconds.
     ///
-    /// No more than 49 days at once, which no time limit allows.
+    /// No more than 49 days at once.
     ///
     /// # Errors
     /// When the soft time limit has passed. The first sleep that meets it ends there, or at once; later ones take

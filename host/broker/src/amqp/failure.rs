@@ -55,10 +55,36 @@ pub(super) fn operating(url: &str, error: &Error) -> BrokerError {
     }
 }
 
+/// Why a publication failed. What the server will not have for what it is, such as a body beyond its `max_message_size`,
+/// it would refuse each time.
+pub(super) fn publishing(url: &str, error: &Error) -> BrokerError {
+    match is_precondition_failed(error) {
+        true => BrokerError::unsendable(error.to_string()),
+        false => operating(url, error),
+    }
+}
+
 /// The reply code of an error that the server sent.
 fn code(error: &Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPSoftError};
+
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_refused_for_what_it_is_is_not_sent_again() {
+        let refused = |kind: AMQPSoftError| {
+            let told = AMQPError::new(kind.into(), "message size 9 is larger than configured max size 8".into());
+            publishing("amqp://h", &ErrorKind::ProtocolError(told).into())
+        };
+        assert!(matches!(refused(AMQPSoftError::PRECONDITIONFAILED), BrokerError::Unsendable { .. }));
+        assert!(!refused(AMQPSoftError::NOTFOUND).is_permanent());
     }
 }

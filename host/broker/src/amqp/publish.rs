@@ -191,7 +191,7 @@ impl Publisher {
                 if failure::is_not_found(&error) {
                     self.forget(&way.place);
                 }
-                Err(self.link.explain(&error))
+                Err(failure::publishing(self.link.url(), &error))
             }
         }
     }
