@@ -29,6 +29,9 @@ BACKEND = os.environ["STAGE_BACKEND"]
 NAME = os.environ["STAGE_NAME"]
 
 app = Celery("client", broker=BROKER, backend=BACKEND)
+if BROKER.startswith("amqp"):
+    # A script may end right after it has sent, and RabbitMQ may drop what a client that ends has not had confirmed.
+    app.conf.broker_transport_options = {"confirm_publish": True}
 if os.path.exists("celery.json"):
     with open("celery.json") as settings:
         app.conf.update(json.load(settings))
