@@ -98,12 +98,12 @@ pub async fn run(options: Options, ports: Ports, shutdown: Shutdown) -> Result<(
     let mut tasks = JoinSet::new();
     let outcome = receive(&worker, &mut consumer, &mut tasks).await;
     worker.shutdown.warm.cancel();
-    tracing::info!(running = tasks.len(), "{name} stops");
+    tracing::info!(held = tasks.len(), "{name} stops");
     tokio::select! {
         // Remote control still works meanwhile: a task that does not end can be terminated.
         () = finish(consumer, &mut tasks) => {}
         () = worker.shutdown.cold.cancelled() => {
-            tracing::warn!(running = tasks.len(), "{name} stops at once; tasks that are not acknowledged go back to their queues");
+            tracing::warn!(held = tasks.len(), "{name} stops at once; tasks that are not acknowledged go back to their queues");
             // A task that is dropped drops its delivery.
             tasks.shutdown().await;
         }

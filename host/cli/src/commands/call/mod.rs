@@ -70,7 +70,7 @@ pub struct Call {
     /// What the exchange finds queues by
     #[arg(long, value_name = "KEY", value_parser = name, help_heading = "Where")]
     routing_key: Option<String>,
-    /// Of the message, 0 to 255; queues that know priorities hand out higher ones first
+    /// Of the message, 0 to 255; queues that know priorities hand out higher ones first, and lower ones on Redis
     #[arg(long, help_heading = "Message")]
     priority: Option<u8>,
     /// The task's id; without it, a fresh one
