@@ -236,6 +236,13 @@ async fn mark_as_revoked(worker: &Worker, id: &str) -> Result<(), BrokerError> {
     }
 }
 
+/// The same for a task that has just stopped to run, to be tried again.
+pub(crate) async fn mark_revoked_meanwhile(worker: &Worker, id: &str) {
+    if let Err(error) = mark_as_revoked(worker, id).await {
+        tracing::warn!(id, %error, "a revoked task could not be marked as such; it is when its message comes");
+    }
+}
+
 fn end(worker: &Worker, ids: &[String]) -> usize {
     for id in ids {
         tracing::info!(id, "terminating");

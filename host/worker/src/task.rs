@@ -17,6 +17,7 @@ use crate::{
     admit::{self, Admission, Facts, Reason, Refusal},
     apply::{self, Held},
     catalogue::{Catalogue, Destination, Route},
+    control,
     follow::{FollowUps, Parent},
     options::UNAVAILABLE_WAIT,
     rules::Rules,
@@ -259,7 +260,13 @@ async fn execute(worker: &Worker, delivery: Delivery, task: &Task, route: &Arc<R
     // The prefetch of unacked messages bounds what waits for a store that is down; without it, the permit has to.
     let is_bounded = rules.acks_late && worker.options.prefetch() > 0;
     let _permit = (!is_bounded).then_some(permit);
+    let runs_again = settlement.record.as_ref().is_some_and(|record| record.status == State::Retry);
     apply::apply(worker, settlement, held, reply_to).await;
+    drop(entry);
+    if runs_again && worker.revoked.contains(request) {
+        // A revocation that came while the task was among those that run has left its state alone.
+        control::mark_revoked_meanwhile(worker, &request.id).await;
+    }
 }
 
 /// Which attempt this is; or what becomes of a task that is not to run after all.
