@@ -100,12 +100,16 @@ class Mutant:
             mutate = chance.choice([self.header, self.header, self.content, self.damage, self.damage, self.tree, self.tree])
             mutate()
         self.mark()
+        self.ids |= set(self.readable_ids())
 
     def mark(self):
         """Last of all, so that nothing changes it."""
-        if not isinstance(self.headers, dict):
-            self.headers = {}
         self.headers["x-mutant"] = self.token
+
+    def readable_ids(self):
+        """What a damaged id has become, where it is one still."""
+        yield from id_in(self.headers)
+        yield from id_in(parsed(self.body))
 
     def evil(self):
         return self.chance.choice(EVIL + (EVIL_IN_JSON if ON_REDIS else EVIL_IN_AMQP))
@@ -124,8 +128,6 @@ class Mutant:
             if name != "ignore_result":
                 self.told(how, name, value)
                 self.headers[name] = value
-                if name == "id":
-                    self.ids.add(value if isinstance(value, str) else json.dumps(value, default=str))
         else:
             name = self.chance.choice(EVIL_NAMES if ON_REDIS else EVIL_NAMES + EVIL_NAMES_IN_AMQP)
             self.headers[name] = value = self.evil()
@@ -170,8 +172,6 @@ class Mutant:
         if key == "ignore_result":
             return
         place[key] = evil
-        if key == "id":
-            self.ids.add(evil if isinstance(evil, str) else json.dumps(evil))
         self.told("tree", key, evil)
         self.body = json.dumps(tree).encode()
 
@@ -204,6 +204,13 @@ class Entry(Mutant):
         if self.raw is None:
             self.raw = json.dumps(self.envelope).encode()
 
+    def readable_ids(self):
+        envelope = parsed(self.raw)
+        if isinstance(envelope, dict):
+            yield from id_in(envelope.get("headers"))
+            body = envelope.get("body")
+            yield from id_in(parsed(decoded(body)) if isinstance(body, str) else body)
+
     def envelope_part(self):
         place = self.chance.choice([self.envelope, self.envelope["properties"], self.envelope["properties"]])
         key = self.chance.choice([key for key in place if key != "mutant"])
@@ -233,6 +240,25 @@ class Entry(Mutant):
             raw = b'["' + self.token.encode() + b'",' + b"[" * 100_000
         self.told("envelope", how, at)
         self.raw = bytes(raw)
+
+
+def parsed(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def decoded(body):
+    try:
+        return base64.b64decode(body)
+    except ValueError:
+        return body
+
+
+def id_in(fields):
+    if isinstance(fields, dict) and isinstance(fields.get("id"), str):
+        yield fields["id"]
 
 
 def containers(tree):
@@ -287,7 +313,7 @@ def letters():
         kombu.Queue(DEAD, kombu.Exchange(DEAD), DEAD, channel=channel).declare()
         while message := channel.basic_get(DEAD, no_ack=True):
             body = message.body if isinstance(message.body, bytes) else message.body.encode(errors="replace")
-            yield message.headers, repr(message.headers) + body.decode(errors="replace")
+            yield message.headers, repr((message.headers, message.properties)) + body.decode(errors="replace")
 
 
 def unaccounted(seed, count):

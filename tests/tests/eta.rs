@@ -1,7 +1,7 @@
 //! Tasks that are due in an hour cost a worker nothing until then, however many they are.
 
 use rtask_tests::{Stage, Worker, environment, proc, wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// So many go before, so that what a worker needs once is not counted.
 const WARM_UP: u32 = 500;
@@ -125,6 +125,16 @@ fn assert_dropped_as_revoked(worker: &Worker, id: &str) {
     assert!(line.contains(id) && line.contains("Revoked"), "{line}");
 }
 
+/// Nobody is left who could have kept it in mind.
+fn assert_revoke_outlives(stage: &Stage, worker: Worker, id: &str) {
+    worker.ask_to_end();
+    assert_eq!(worker.wait().code(), Some(0));
+    let next = stage.worker("w2", &["-c", "2"]);
+    assert_dropped_as_revoked(&next, id);
+    let record = stage.rtask(["--json", "result", id]).json();
+    assert_eq!(record["status"], "REVOKED");
+}
+
 fn many_far_tasks_and_a_revoke_among_them(stage: &Stage) {
     let worker = far_tasks_cost_nothing(stage, &OnServer(stage));
     let seen = stage.celery(
@@ -136,12 +146,7 @@ answer(at_once.get(timeout=WAIT))
 "#,
     );
     assert_eq!(seen, json!("at once"));
-    worker.ask_to_end();
-    assert_eq!(worker.wait().code(), Some(0));
-    let next = stage.worker("w2", &["-c", "2"]);
-    assert_dropped_as_revoked(&next, &stage.own("near"));
-    let state: Value = stage.celery(r#"answer(app.AsyncResult(own("near")).state)"#);
-    assert_eq!(state, json!("REVOKED"));
+    assert_revoke_outlives(stage, worker, &stage.own("near"));
 }
 
 #[test]
@@ -155,8 +160,11 @@ fn a_hundred_thousand_far_tasks_cost_a_worker_on_redis_nothing_and_a_revoke_amon
 }
 
 #[test]
-fn a_hundred_thousand_far_tasks_cost_a_worker_on_one_file_nothing() {
+fn a_hundred_thousand_far_tasks_cost_a_worker_on_one_file_nothing_and_a_revoke_among_them_outlives_it() {
     let stage = Stage::sqlite();
-    let _worker = far_tasks_cost_nothing(&stage, &InFile(&stage));
+    let worker = far_tasks_cost_nothing(&stage, &InFile(&stage));
     assert_eq!(stage.rtask(["call", "probe.echo", "--args", "[5]", "--wait"]).succeeded().stdout.trim(), "5");
+    stage.rtask(["call", "probe.echo", "--args", "[6]", "--countdown", "15", "--task-id", "near"]).succeeded();
+    stage.rtask(["control", "revoke", "near"]).succeeded();
+    assert_revoke_outlives(&stage, worker, "near");
 }
